@@ -1,0 +1,14 @@
+"""The nouns of the house. Imports torch only."""
+
+from tubelet.core.batch import Batch, Stream
+from tubelet.core.draw import CounterDraw, Draw, FixedDraw, permutation
+from tubelet.core.grid import TokenGrid
+from tubelet.core.mask import Mask
+from tubelet.core.stage import Stage
+from tubelet.core.tokens import Tokens
+from tubelet.core.trainable import Decoder, Encoder, Field, Frozen, Group, Guide, Losses, Masker, Method, Step, Trainable
+
+__all__ = [
+    "Batch", "CounterDraw", "Decoder", "Draw", "Encoder", "Field", "FixedDraw", "Frozen", "Group", "Guide", "Losses", "Mask",
+    "Masker", "Method", "Stage", "Step", "Stream", "TokenGrid", "Tokens", "Trainable", "permutation",
+]  # fmt: skip

@@ -1,0 +1,71 @@
+"""What the loader hands over: named streams, labels, and which samples they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One modality, or one view of it.
+
+    ``data``: (B, C, T, H, W) pixels, uint8 0..255 or float [0, 1], or flow; (B, C, time, freq); (B, L, D) features; (B, L) ids.
+    ``valid`` (B, L) bool over its time axis, None = no padding. ``time`` (B, L) seconds in the source: aligns frames, sound,
+    sensors and segments. ``crop`` (B, 2, 3): affine from source pixel to this pixel; maps and vectors follow it.
+    """
+
+    data: Tensor
+    valid: Tensor | None = None
+    time: Tensor | None = None
+    crop: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Stream:
+        """On ``device``, without waiting where the memory is pinned."""
+
+        def move(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device, non_blocking=True)
+
+        return Stream(self.data.to(device, non_blocking=True), move(self.valid), move(self.time), move(self.crop))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``streams``: "video", "video:weak", "audio", "text", ... ``labels``: "class" (B,), ...; ragged ones as sequences.
+    ``sample`` (B,) int64 global sample numbers: they seed per-sample draws and identify clips across ranks.
+    ``key``: where each sample came from, for messages and tables. Raises ValueError where batch sizes disagree.
+    """
+
+    streams: Mapping[str, Stream]
+    labels: Mapping[str, Tensor | Sequence[Tensor]]
+    sample: Tensor
+    key: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if self.sample.ndim != 1 or self.sample.dtype != torch.int64:
+            raise ValueError(f"batch.sample must be (B,) int64, got {tuple(self.sample.shape)} {self.sample.dtype}")
+        for name, stream in self.streams.items():
+            if stream.data.shape[0] != len(self.sample):
+                raise ValueError(f"stream {name!r} has {stream.data.shape[0]} samples, the batch {len(self.sample)}")
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+    def stream(self, name: str) -> Stream:
+        """A stream by name. Raises ValueError naming the streams there are."""
+        if name not in self.streams:
+            raise ValueError(f"this batch has no stream {name!r}, only {', '.join(sorted(self.streams)) or 'none'}")
+        return self.streams[name]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """All tensors on ``device``."""
+        labels = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else [x.to(device) for x in v] for k, v in self.labels.items()}
+        streams = {k: s.to(device) for k, s in self.streams.items()}
+        return Batch(streams, labels, self.sample.to(device, non_blocking=True), self.key)
+
+    def with_stream(self, name: str, stream: Stream) -> Batch:
+        """The same batch with one stream replaced or added."""
+        return replace(self, streams={**self.streams, name: stream})
