@@ -1,0 +1,354 @@
+"""The training loop: any Trainable, any feed of numbered samples, exact resume by two counters."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tubelet.core import Batch, CounterDraw, Losses, Step, Trainable
+from tubelet.errors import CheckpointError, NonFiniteError
+from tubelet.train.checkpoint import Checkpoints, explain_mismatch, read_meta, read_tensors, write_tensors, write_text
+from tubelet.train.distributed import Ranks, pick_device, process_group
+from tubelet.train.monitor import MetricsFile, Pending, Rate, Reporter, send
+from tubelet.train.optim import learning_rate
+from tubelet.train.plan import Plan, Position
+from tubelet.train.settings import FREE_ON_RESUME, TrainSettings
+from tubelet.train.step import Snapshot, Stepper
+
+
+class Feed(Protocol):
+    """Samples by number. Sample k of a run is a pure function of k: the loop owns the order, the feed only looks it up."""
+
+    def __len__(self) -> int:
+        """Samples in one epoch."""
+        ...
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """What must be the same when a run is resumed (JSON-able, readable names)."""
+        ...
+
+    def keys(self) -> Sequence[str]:
+        """The items, for explaining which are new or gone."""
+        ...
+
+    def batches(self, schedule: Iterable[Sequence[int]]) -> Iterator[Batch]:
+        """One batch for each list of global sample numbers, in order."""
+        ...
+
+    def report(self) -> Mapping[str, Any]:
+        """Figures for the end of the run, such as counts of bad videos."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Hook(Protocol):
+    """Something that looks at a run between steps (pictures, probes). Called on every process at the same steps."""
+
+    def after_step(self, trainable: Trainable, at: Step, ranks: Ranks) -> Mapping[str, float]:
+        """Figures for metrics.jsonl; empty when it has nothing to say."""
+        ...
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended. ``stopped_by``: a signal's name, or None when the run is complete."""
+
+    step: int
+    samples: int
+    total_steps: int
+    seconds: float
+    stopped_by: str | None
+    report: Mapping[str, Any]
+
+
+class Signals:
+    """Turns Ctrl-C, SIGTERM and SIGUSR1 into a flag that the loop reads between steps. A second Ctrl-C interrupts at once."""
+
+    names = ("SIGINT", "SIGTERM", "SIGUSR1")
+
+    def __init__(self) -> None:
+        self.got = 0
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            for name in self.names:
+                number = getattr(signal, name, None)
+                if number is not None:
+                    self.before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.got and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.got = self.got or number
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def fit(
+    trainable: Trainable,
+    feed: Feed,
+    settings: TrainSettings,
+    run_dir: Path,
+    *,
+    identity: Mapping[str, Any] | None = None,
+    free: Sequence[str] = (),
+    prepare: Callable[[Batch, Step], Batch] | None = None,
+    hooks: Sequence[Hook] = (),
+    resume: bool = False,
+    quiet: bool = False,
+) -> Result:
+    """Train to the end of the plan, or until a signal asks to stop; either way the state is on disk when this returns.
+
+    ``identity``: the resolved settings, kept in every checkpoint; on resume each difference is explained but for those under ``free``
+    (and ``FREE_ON_RESUME``). ``prepare``: device-side augmentation. ``resume``: go on from the newest checkpoint of ``run_dir``.
+    The run folder gets checkpoints/, metrics.jsonl, items.txt and, at the end, model.safetensors (and model_ema.safetensors).
+    Raises CheckpointError (mismatch, full disk), NonFiniteError, and what the feed raises.
+    """
+    device = pick_device(settings.device)
+    with process_group(device) as ranks, Signals() as signals:
+        reset_peak_memory(device)
+        return _Run(trainable, feed, settings, run_dir, identity or {}, free, prepare, hooks, ranks, device, signals, quiet).go(resume)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start measuring the run's own peak."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def apply_switches(trainable: nn.Module, settings: TrainSettings) -> None:
+    """The compile and checkpointing switches, on every module that knows them (``compile_unit``, ``checkpointing``)."""
+    for module in trainable.modules():
+        if settings.activation_checkpointing and hasattr(module, "checkpointing"):
+            setattr(module, "checkpointing", True)  # noqa: B010 (nn.Module types attributes as tensors)
+        if settings.compile and getattr(module, "compile_unit", False):
+            module.compile()
+
+
+class _Run:
+    def __init__(
+        self,
+        trainable: Trainable,
+        feed: Feed,
+        settings: TrainSettings,
+        run_dir: Path,
+        identity: Mapping[str, Any],
+        free: Sequence[str],
+        prepare: Callable[[Batch, Step], Batch] | None,
+        hooks: Sequence[Hook],
+        ranks: Ranks,
+        device: torch.device,
+        signals: Signals,
+        quiet: bool,
+    ) -> None:
+        self.trainable, self.feed, self.settings, self.run_dir = trainable.to(device).train(), feed, settings, run_dir
+        self.prepare, self.hooks, self.ranks, self.device, self.signals = prepare, hooks, ranks, device, signals
+        self.free = (*FREE_ON_RESUME, *free)
+        meta = {"config": {"train": settings.model_dump(mode="json"), **identity}, "data": dict(feed.fingerprint())}
+        self.meta: dict[str, Any] = json.loads(json.dumps(meta))  # as it will read back
+        self.plan = Plan(settings, len(feed), world=ranks.world, tokens=trainable.tokens)
+        apply_switches(trainable, settings)
+        self.stepper = Stepper(trainable, settings, self._rate, device=device)
+        self.checkpoints = Checkpoints(run_dir, settings.keep)
+        self.reporter = Reporter(self.plan.total_steps, quiet=quiet or not ranks.first)
+        self.draw = CounterDraw(settings.seed, torch.zeros(1, dtype=torch.int64))
+        self.window: list[dict[str, Tensor]] = []
+        self.pending: Pending | None = None
+        self.log: MetricsFile | None = None
+        self.rate = Rate()
+        self.lr = 0.0
+
+    def _rate(self, at: Step, schedule: str | None) -> float:
+        return learning_rate(self.settings, self.plan, Position(at.index, at.samples), schedule)
+
+    def go(self, resume: bool) -> Result:
+        began = time.monotonic()
+        position = self._start(resume)
+        saved, last_save = position, began
+        schedule = (list(mine) for p in self.plan.walk(position) for mine, _ in self.plan.micro_batches(p, self.ranks.rank))
+        batches = self.feed.batches(schedule)
+        stopped: str | None = None
+        try:
+            while not self.plan.done(position):
+                started = time.monotonic()
+                at = self._at(position)
+                micro, shares, waited = self._collect(batches, position, at)
+                self.lr = self._rate(at, None)
+                losses = self.stepper.step(micro, at, shares)
+                self.rate.add(time.monotonic() - started, waited, self.plan.batch(position))
+                position = self.plan.after(position)
+                self._note(losses, position)
+                due = self._due(position, saved, last_save)
+                got, save_now = self.ranks.agree([self.signals.got, int(due)])
+                if got or save_now or self.plan.done(position):
+                    self._read_pending()  # nothing is saved after a step that was not finite
+                    self._save(position)
+                    saved, last_save = position, time.monotonic()
+                if got:
+                    stopped = signal.Signals(got).name
+                    break
+        finally:
+            close = getattr(batches, "close", None)
+            if close is not None:
+                close()
+            self.feed.close()
+            self.reporter.close()
+            if self.log is not None:
+                self.log.close()
+        return self._finish(position, stopped, time.monotonic() - began)
+
+    def _start(self, resume: bool) -> Position:
+        """Restore the newest checkpoint, or begin. Explains every difference to what the checkpoint was made with."""
+        found = self.checkpoints.latest(self.reporter.say) if resume else None
+        position = Position()
+        if not resume and self.checkpoints.all():
+            raise CheckpointError(f"{self.run_dir} already holds a run; add --resume to continue it, or choose another --out")
+        if resume and found is None:
+            self.reporter.say(f"nothing to resume in {self.run_dir}: starting at step 0")
+        if found is not None:
+            meta = read_meta(found.path)
+            self._compare(meta, found.path)
+            try:
+                self.stepper.restore(Snapshot(read_tensors(found.path)))
+            except (RuntimeError, KeyError) as error:
+                raise CheckpointError(f"{found.path} does not fit this model: {error}") from None
+            position = Position(meta["step"], meta["samples"])
+            self.reporter.say(f"resumed {found.path} at step {position.step} of {self.plan.total_steps}")
+        if self.ranks.first:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            self.log = MetricsFile(self.run_dir / "metrics.jsonl", resume_step=position.step if found else None)
+            if found is None:
+                write_text(self.run_dir / "items.txt", "\n".join([*self.feed.keys(), ""]))
+        self.ranks.barrier()
+        return position
+
+    def _compare(self, meta: Mapping[str, Any], path: Path) -> None:
+        lines = explain_mismatch({k: meta[k] for k in ("config", "data")}, self.meta, [f"config.{f}" for f in self.free])
+        if not lines:
+            return
+        if any(line.startswith("data.") for line in lines):
+            lines += self._changed_items()
+        text = "\n".join(f"  - {line.removeprefix('config.')}" for line in lines)
+        raise CheckpointError(
+            f"{path} was made with other settings or data, so the run cannot go on exactly:\n{text}\n"
+            "Give the old values to continue it, or another --out to start anew."
+        )
+
+    def _changed_items(self) -> list[str]:
+        items = self.run_dir / "items.txt"
+        if not items.exists():
+            return []
+        before, now = set(items.read_text(encoding="utf-8").splitlines()), set(self.feed.keys())
+        lines = []
+        for word, keys in (("gone since", sorted(before - now)), ("new since", sorted(now - before))):
+            if keys:
+                lines.append(f"items {word}: {len(keys)} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})")
+        return lines
+
+    def _at(self, position: Position) -> Step:
+        return Step(position.step, position.samples, self.plan.epoch(position), self.plan.progress(position), self.draw)
+
+    def _collect(self, batches: Iterator[Batch], position: Position, at: Step) -> tuple[list[Batch], list[float], float]:
+        """The step's micro-batches on the device, their shares, and the seconds spent waiting for them."""
+        micro, shares, waited = [], [], 0.0
+        for mine, share in self.plan.micro_batches(position, self.ranks.rank):
+            before = time.monotonic()
+            batch = next(batches)
+            waited += time.monotonic() - before
+            assert len(batch) == len(mine), f"the feed returned {len(batch)} samples for {len(mine)}"
+            batch = batch.to(self.device)
+            micro.append(self.prepare(batch, self._bound(at, batch)) if self.prepare else batch)
+            shares.append(share)
+        return micro, shares, waited
+
+    def _bound(self, at: Step, batch: Batch) -> Step:
+        return Step(at.index, at.samples, at.epoch, at.progress, at.draw.bind(batch.sample, at.index))
+
+    def _note(self, losses: Losses, position: Position) -> None:
+        """Keep this step's figures; read those of the step before; log when due."""
+        self._read_pending()
+        figures = {"loss": losses.total.detach(), **{k: v for k, (v, _) in losses.terms.items()}, **losses.log}
+        self.window.append(figures)
+        flag = figures["finite"]
+        if position.step % self.settings.log_every and not self.plan.done(position):
+            self.pending = send(position.step, {"finite": flag})
+            return
+        means = {k: torch.stack([w[k].float() for w in self.window if k in w]).mean() for k in figures}
+        self.window.clear()
+        means = self._over_processes(means) | {"finite": flag}
+        extra: dict[str, Any] = {"samples": position.samples, "epoch": self.plan.epoch(position), "lr": self.lr}
+        extra["wait"] = self.rate.wait_share
+        per = self.rate.seconds_per_sample
+        extra |= {"clips_per_s": 1 / per if per else 0.0}
+        if self.device.type == "cuda":
+            extra["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        for hook in self.hooks:
+            extra |= hook.after_step(self.trainable, self._at(position), self.ranks)
+        self.pending = send(position.step, means, extra)
+
+    def _over_processes(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.ranks.world == 1:
+            return means
+        packed = torch.stack(list(means.values()))
+        torch.distributed.all_reduce(packed)
+        return dict(zip(means, packed / self.ranks.world, strict=True))
+
+    def _read_pending(self) -> None:
+        """The figures of the step before. A step that was not finite ends the run here, one step later, without having changed it."""
+        pending, self.pending = self.pending, None
+        if pending is None:
+            return
+        figures = pending.read()
+        if figures.pop("finite") == 0.0:
+            last = self.checkpoints.all()
+            kept = f"The newest checkpoint is {last[-1].path}." if last else "There is no checkpoint yet."
+            raise NonFiniteError(
+                f"the gradient of step {pending.step - 1} is not finite; that step was skipped and the run stopped. {kept} "
+                "Lower train.lr, set train.clip=1.0, use train.precision=fp32, or look at the input."
+            )
+        if not pending.extra:
+            return
+        if self.log is not None:
+            self.log.write({"step": pending.step, **figures, **pending.extra})
+        remaining = self.plan.total_samples - pending.extra["samples"]
+        self.reporter.show(pending.step, figures["loss"], self.rate, pending.extra["lr"], max(0, remaining))
+
+    def _due(self, position: Position, saved: Position, last_save: float) -> bool:
+        """Whether a checkpoint is due; the first process's clock decides."""
+        s = self.settings
+        if not self.ranks.first or position.step == saved.step:
+            return False
+        by_steps = s.checkpoint_every is not None and position.step % s.checkpoint_every == 0
+        by_time = s.checkpoint_minutes is not None and time.monotonic() - last_save >= 60 * s.checkpoint_minutes
+        return by_steps or by_time
+
+    def _save(self, position: Position) -> None:
+        if self.ranks.first:
+            meta = {**self.meta, "samples": position.samples, "total_steps": self.plan.total_steps}
+            self.checkpoints.save(position.step, self.stepper.snapshot().tensors, meta)
+        self.ranks.barrier()
+
+    def _finish(self, position: Position, stopped: str | None, seconds: float) -> Result:
+        done = self.plan.done(position)
+        if done and self.ranks.first:
+            meta = {**self.meta, "step": position.step, "samples": position.samples}
+            write_tensors(self.run_dir / "model.safetensors", self.trainable.state_dict(), meta)
+            if self.stepper.ema:
+                write_tensors(self.run_dir / "model_ema.safetensors", self.trainable.state_dict() | self.stepper.ema, meta)
+        self.ranks.barrier()
+        return Result(position.step, position.samples, self.plan.total_steps, seconds, None if done else stopped, self.feed.report())

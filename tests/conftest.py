@@ -1,0 +1,24 @@
+"""Shared fixtures: where the goldens and real clips are, and one thread so that timings and sums do not vary."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(os.environ.get("TUBELET_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Callable[[str], Path]:
+    """``shared("data/actions")``: a path under TUBELET_SHARED, or a skip that says what is missing."""
+
+    def find(name: str) -> Path:
+        path = SHARED / name
+        if not path.exists():
+            pytest.skip(f"{path} is not there; set TUBELET_SHARED to the folder that holds {name}")
+        return path
+
+    return find
