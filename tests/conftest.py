@@ -1,10 +1,12 @@
-"""Shared fixtures: where the goldens and real clips are, and one thread so that timings and sums do not vary."""
+"""Shared fixtures: where the goldens and real clips are, and one thread so that sums do not vary."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; also for the processes that tests start
 
 import pytest
 

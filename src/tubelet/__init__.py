@@ -1,3 +1,50 @@
-"""Tubelet: self-supervised learning from video."""
+"""Tubelet: self-supervised learning from video. Every name is loaded on first use; importing this imports no torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from tubelet.errors import CheckpointError, ConfigError, DataError, DecodeError, NonFiniteError, TubeletError
+
+if TYPE_CHECKING:
+    from tubelet.api import Loaded, embed, knn, load, make_playground, pretrain, probe, recipes, show_recipe
+    from tubelet.first_run import demo
 
 __version__ = "0.1.0"
+
+_WHERE = {
+    "tubelet.api": ("Loaded", "embed", "knn", "load", "make_playground", "pretrain", "probe", "recipes", "show_recipe"),
+    "tubelet.first_run": ("demo",),
+}
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DecodeError",
+    "Loaded",
+    "NonFiniteError",
+    "TubeletError",
+    "__version__",
+    "demo",
+    "embed",
+    "knn",
+    "load",
+    "make_playground",
+    "pretrain",
+    "probe",
+    "recipes",
+    "show_recipe",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _WHERE.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module 'tubelet' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

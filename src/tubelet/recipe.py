@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from tubelet.config import Settings, did_you_mean, family, overlay, parse, read_yaml
+from tubelet.core.stage import Stage
 from tubelet.data.settings import DataSettings
 from tubelet.errors import ConfigError
 from tubelet.train.settings import TrainSettings
@@ -21,7 +22,7 @@ class StageSettings(Settings):
     """One stage: what is trained, on what, how."""
 
     name: str = "pretrain"
-    run: Literal["train", "extract", "fit"] = "train"
+    run: Literal["train"] = "train"
     init: dict[str, str] = Field(default_factory=dict, description="module -> earlier stage's module, e.g. {encoder: pretrain.encoder}")
     method: family("tubelet.methods")
     masking: family("tubelet.masking") | None = None
@@ -44,6 +45,10 @@ class Recipe(Settings):
         if len(set(names)) != len(names):
             raise ValueError(f"stage names must differ: {', '.join(names)}")
         return stages
+
+    def plan(self) -> tuple[Stage, ...]:
+        """The stages as the core's nouns, in order."""
+        return tuple(Stage(s.name, s.run, {k: getattr(s, k) for k in ("method", "masking", "data", "train")}, s.init) for s in self.stages)
 
 
 def names() -> list[str]:

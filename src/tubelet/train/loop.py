@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from tubelet.core import Batch, CounterDraw, Losses, Step, Trainable
 from tubelet.errors import CheckpointError, NonFiniteError
+from tubelet.nn.block import Block, CrossBlock
+from tubelet.nn.decoder import Decoder
+from tubelet.nn.encoder import Encoder
 from tubelet.train.checkpoint import Checkpoints, explain_mismatch, read_meta, read_tensors, write_tensors, write_text
 from tubelet.train.distributed import Ranks, pick_device, process_group
 from tubelet.train.monitor import MetricsFile, Pending, Rate, Reporter, send
@@ -132,11 +135,11 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def apply_switches(trainable: nn.Module, settings: TrainSettings) -> None:
-    """The compile and checkpointing switches, on every module that knows them (``compile_unit``, ``checkpointing``)."""
+    """Activation checkpointing on every module that has the switch; torch.compile block by block, which is quick and always whole."""
     for module in trainable.modules():
-        if settings.activation_checkpointing and hasattr(module, "checkpointing"):
-            setattr(module, "checkpointing", True)  # noqa: B010 (nn.Module types attributes as tensors)
-        if settings.compile and getattr(module, "compile_unit", False):
+        if settings.activation_checkpointing and isinstance(module, Encoder | Decoder):
+            module.recompute = True
+        if settings.compile and isinstance(module, Block | CrossBlock):
             module.compile()
 
 

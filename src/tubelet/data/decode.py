@@ -1,0 +1,335 @@
+"""Frame-exact decoding with PyAV: any frame by index or time, the same pixels however it is reached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, cast
+
+import av
+import av.error
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from tubelet.data.files import MAX_PIXELS, Deadline, WatchedFile, explain, open_container
+from tubelet.data.timeline import Timeline, TimelineCache
+from tubelet.errors import DecodeError
+
+SCAN_LIMIT = 256 * 2**20  # bytes: larger files are not read to their end only to list their frames
+_SEEKABLE = {"mov", "matroska", "avi"}  # containers whose index leads to key frames
+_scanned = TimelineCache()
+
+
+class Mismatch(Exception):  # noqa: N818 - not an error but the sign to use a more careful timeline
+    """A timeline promised a frame that did not come out."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a file says of itself. ``duration`` seconds and ``frames`` are claims, None = no claim. ``rotation``: degrees counter-clockwise,
+    already applied to ``height`` and ``width``."""
+
+    duration: float | None
+    fps: float | None
+    height: int
+    width: int
+    rotation: int
+    frames: int | None
+    codec: str
+    container: str
+    has_audio: bool
+    size_bytes: int
+
+
+class PyavReader:
+    """One opened video. Use as a context manager; one reader belongs to one thread. All failures are DecodeErrors with the path.
+
+    Pixels: uint8 RGB with the display rotation applied; the pixel aspect ratio is not.
+    """
+
+    def __init__(self, path: str, *, timeout: float = 30.0) -> None:
+        self.path = path
+        self.deadline = Deadline(path, timeout)
+        self._turn: tuple[bool, bool, bool] | None = None
+        self._shape: tuple[int, int] | None = None
+        self._watched: WatchedFile | None = None
+        self._open()
+
+    def _open(self) -> None:
+        self.container, self.size_bytes, self._watched = open_container(self.path, self.deadline)
+        try:
+            self.stream = self._pick_stream()
+        except Exception:
+            self.close()
+            raise
+        self._fresh = True
+        self.stream.codec_context.thread_count = 1  # workers are processes; threads would only fight for the same cores
+        origin = self.container.start_time
+        self._base = float(self.stream.time_base) if self.stream.time_base else 0.0
+        self._origin = origin / 1e6 if origin is not None and abs(origin) < 2**62 else 0.0
+
+    def _pick_stream(self) -> VideoStream:
+        pictures = 0
+        for stream in self.container.streams.video:
+            if stream.disposition & av.stream.Disposition.attached_pic:
+                pictures += 1
+            elif stream.codec_context is None:
+                raise DecodeError(f"{self.path}: this build of FFmpeg has no decoder for its video")
+            else:
+                return stream
+        kinds = sorted({s.type for s in self.container.streams} - {"video"})
+        what = "only a cover picture" if pictures else f"only {' and '.join(kinds)}" if kinds else "nothing"
+        raise DecodeError(f"{self.path}: has no video stream, {what}")
+
+    def close(self) -> None:
+        self.container.close()
+        if self._watched is not None:
+            self._watched.close()
+
+    def __enter__(self) -> PyavReader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def fps(self) -> float | None:
+        """Claimed average frames a second; None where the claim is absent or absurd (container clocks pass for rates)."""
+        rate = self.stream.average_rate or self.stream.guessed_rate
+        return float(rate) if rate and 0.01 < rate <= 500 else None
+
+    @property
+    def duration(self) -> float | None:
+        """Claimed seconds of the video stream."""
+        if self.stream.duration is not None and self._base > 0:
+            return self.stream.duration * self._base
+        return self.container.duration / 1e6 if self.container.duration else None
+
+    def timelines(self) -> Iterator[Timeline]:
+        """Descriptions of the same file from cheap to careful. Use the next where :meth:`frames` raises Mismatch."""
+        for kind in ("estimate", "packets", "decoded"):
+            timeline = _scanned.get(self.path, kind)
+            if timeline is None:
+                timeline = {"estimate": self._estimate, "packets": self._scan, "decoded": self._decode_all}[kind]()
+            if timeline is not None:
+                if kind != "estimate":
+                    _scanned.put(self.path, timeline)
+                yield timeline
+
+    def _estimate(self) -> Timeline | None:
+        if self.size_bytes <= SCAN_LIMIT or not self._can_seek or self.fps is None or not self.duration:
+            return None
+        n = int(self.duration * self.fps)
+        start = self.stream.start_time or 0
+        pts = start + np.round(np.arange(n) / (self.fps * self._base)).astype(np.int64)
+        return Timeline(pts * self._base - self._origin, "estimate", pts) if n else None
+
+    def _scan(self) -> Timeline | None:
+        """From the stamps of all packets, without decoding; None where stamps are absent or repeat."""
+        if not self._fresh:
+            self._reopen()
+        self._fresh = False
+        pts, keys = [], []
+        try:
+            for packet in self.container.demux(self.stream):
+                self.deadline.left()
+                if packet.size and not packet.is_discard:
+                    if packet.pts is None:
+                        return None
+                    pts.append(packet.pts)
+                    if packet.is_keyframe:
+                        keys.append(packet.pts)
+        except av.error.FFmpegError as error:
+            if isinstance(error, av.error.ExitError):
+                raise self.deadline.error() from None
+        stamps = np.array(sorted(pts), np.int64)
+        if not len(stamps) or not keys or (np.diff(stamps) <= 0).any():
+            return None
+        return Timeline(stamps * self._base - self._origin, "packets", stamps, np.array(sorted(keys), np.int64))
+
+    def _decode_all(self) -> Timeline:
+        """By decoding everything: what a damaged file, or one with useless stamps, really holds."""
+        stamps: list[int | None] = [frame.pts for frame in self._from_start()]
+        if not stamps:
+            raise DecodeError(f"{self.path}: no frame can be decoded{self._last_error}")
+        known = [s for s in stamps if s is not None]
+        if len(known) == len(stamps) and all(a < b for a, b in zip(known, known[1:], strict=False)):
+            return Timeline(np.array(known, np.int64) * self._base - self._origin, "decoded")
+        return Timeline(np.arange(len(stamps)) / (self.fps or 25.0), "decoded")
+
+    def frames(self, timeline: Timeline, index: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """(index, (h, w, 3) uint8) for each of the increasing indices. Raises Mismatch where the timeline does not hold."""
+        wanted = [int(i) for i in index]
+        assert all(a < b for a, b in zip(wanted, wanted[1:], strict=False)), "indices must increase"
+        pairs = self._by_count(wanted) if timeline.pts is None else self._by_stamp(timeline, wanted)
+        for i, frame in pairs:
+            yield i, self._pixels(frame)
+
+    def _by_count(self, wanted: list[int]) -> Iterator[tuple[int, VideoFrame]]:
+        frames = enumerate(self._from_start())
+        for want in wanted:
+            found = next(((i, f) for i, f in frames if i == want), None)
+            if found is None:
+                raise DecodeError(f"{self.path}: frame {want} came out once but not again{self._last_error}")
+            yield found
+
+    def _by_stamp(self, timeline: Timeline, wanted: list[int]) -> Iterator[tuple[int, VideoFrame]]:
+        assert timeline.pts is not None
+        pts, tolerance = timeline.pts, timeline.tolerance
+        careful = not self._can_seek
+        frames, frame, here, at = None, None, 0, 0
+        while at < len(wanted):
+            want = pts[wanted[at]]
+            if frames is None or (not careful and timeline.skips(here, wanted[at])):
+                key = None if careful else timeline.key_before(wanted[at])
+                frames = self._from_start() if key is None else self._from_key(key, timeline.keys)
+                frame = None
+            if frame is None or frame.pts is None or frame.pts < want - tolerance:
+                landed = frame is None
+                frame = next(frames, None)
+                stamp = None if frame is None else frame.pts
+                missed = stamp is None or (stamp > want + tolerance and (timeline.kind != "estimate" or (landed and not careful)))
+                if missed and careful:
+                    raise Mismatch(self._last_error)
+                if missed:
+                    careful, frames, frame = True, None, None
+                continue
+            here = wanted[at]
+            yield wanted[at], frame
+            at += 1
+
+    @property
+    def _can_seek(self) -> bool:
+        return bool(_SEEKABLE & set(self.container.format.name.split(",")))
+
+    def _from_start(self) -> Iterator[VideoFrame]:
+        """All frames, in a container opened anew unless nothing was read yet: not every container can be rewound."""
+        if not self._fresh:
+            self._reopen()
+        self._fresh = False
+        return self._decode(self.container.demux(self.stream))
+
+    def _from_key(self, key: int, keys: np.ndarray | None) -> Iterator[VideoFrame]:
+        """Frames from a key frame on; none where the seek does not lead to a known key frame."""
+        self._fresh = False
+        try:
+            self.container.seek(key, stream=self.stream, backward=True)
+            packets = self.container.demux(self.stream)
+            first = next(packets)
+        except (av.error.FFmpegError, StopIteration):
+            return
+        if not first.is_keyframe or (keys is not None and first.pts not in keys):
+            return
+        yield from self._decode(_chain(first, packets))
+
+    def _decode(self, packets: Iterator[Any]) -> Iterator[VideoFrame]:
+        """Frames until the end or the first error; what comes after an error cannot be told apart from damage."""
+        self._error: Exception | None = None
+        try:
+            for packet in packets:
+                self.deadline.left()
+                for frame in packet.decode():
+                    yield cast(VideoFrame, frame)
+        except av.error.FFmpegError as error:
+            if isinstance(error, (av.error.ExitError, av.error.TimeoutError)):
+                raise self.deadline.error() from None
+            self._error = error
+        except (OSError, ValueError) as error:
+            raise explain(self.path, error, b"", self.deadline) from None
+
+    @property
+    def _last_error(self) -> str:
+        """`` (why decoding stopped)`` or nothing."""
+        error = getattr(self, "_error", None)
+        return f" ({str(explain(self.path, error, b'', self.deadline)).removeprefix(self.path + ': ')})" if error is not None else ""
+
+    def _reopen(self) -> None:
+        self.close()
+        self._open()
+
+    def _pixels(self, frame: VideoFrame) -> np.ndarray:
+        if frame.width * frame.height > MAX_PIXELS:
+            raise DecodeError(f"{self.path}: frames of {frame.width}x{frame.height} pixels are not believable")
+        if self._turn is None:
+            self._turn, self._shape = _orientation(frame), (frame.height, frame.width)
+        if (frame.height, frame.width) != self._shape:  # a stream may change its size half way
+            assert self._shape is not None
+            frame = frame.reformat(width=self._shape[1], height=self._shape[0])
+        try:
+            pixels = frame.to_ndarray(format="rgb24")
+        except (av.error.FFmpegError, ValueError) as error:
+            raise explain(self.path, error, b"", self.deadline) from None
+        swap, up, left = self._turn
+        pixels = pixels.transpose(1, 0, 2) if swap else pixels
+        return pixels[:: -1 if up else 1, :: -1 if left else 1]
+
+
+def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
+    yield first
+    yield from rest
+
+
+def _orientation(frame: VideoFrame) -> tuple[bool, bool, bool]:
+    """(swap axes, then flip rows, flip columns) of the display matrix, to the nearest quarter turn.
+
+    The matrix (a b u; c d v; x y w) takes a stored point (x, y) to (ax + cy, bx + dy).
+    """
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return False, False, False
+    a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
+    return (True, b < 0, c < 0) if abs(b) > abs(a) else (False, d < 0, a < 0)
+
+
+def probe(path: str, *, timeout: float = 30.0) -> VideoInfo:
+    """Look at a file's header and first frame. Raises DecodeError."""
+    with PyavReader(str(path), timeout=timeout) as reader:
+        frame = next(reader._from_start(), None)
+        if frame is None:
+            raise DecodeError(f"{path}: no frame can be decoded{reader._last_error}")
+        height, width = reader._pixels(frame).shape[:2]
+        return VideoInfo(
+            duration=reader.duration,
+            fps=reader.fps,
+            height=height,
+            width=width,
+            rotation=int(frame.rotation),
+            frames=reader.stream.frames or None,
+            codec=reader.stream.codec_context.name,
+            container=reader.container.format.name,
+            has_audio=bool(reader.container.streams.audio),
+            size_bytes=reader.size_bytes,
+        )
+
+
+def read_frames(
+    path: str, index: Sequence[int] | None = None, *, seconds: Sequence[float] | None = None, timeout: float = 30.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frames by index (presentation order), by time (the frame on screen at that second), or all.
+
+    Returns (n, h, w, 3) uint8 RGB and (n,) float64 seconds, in the order asked for. Raises DecodeError, also for an index past the end.
+    """
+    assert index is None or seconds is None
+    with PyavReader(str(path), timeout=timeout) as reader:
+        for timeline in reader.timelines():
+            n = len(timeline)
+            if seconds is not None:
+                chosen = at_seconds(timeline.times, np.asarray(seconds, np.float64))
+            else:
+                chosen = np.arange(n) if index is None else np.asarray(index, np.int64)
+            if len(chosen) and not (0 <= chosen.min() and chosen.max() < n):
+                raise DecodeError(f"{path}: has {n} frames, asked for {int(chosen.min())} to {int(chosen.max())}")
+            order, back = np.unique(chosen, return_inverse=True)
+            try:
+                frames = [pixels for _, pixels in reader.frames(timeline, order)]
+            except Mismatch:
+                continue
+            return np.stack(frames)[back], timeline.times[chosen]
+    raise DecodeError(f"{path}: its frames cannot be found again after listing them")
+
+
+def at_seconds(times: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """Index of the frame on screen at each second: the last that began not later (a microsecond is forgiven)."""
+    return np.clip(np.searchsorted(times, seconds + 1e-6, side="right") - 1, 0, len(times) - 1)

@@ -1,0 +1,124 @@
+"""Settings of the data road. The descriptions are the documentation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from tubelet.config import Settings
+
+
+def _range(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < value[0] <= value[1]:
+        raise ValueError(f"must be (low, high) with 0 < low <= high, got {value}")
+    return value
+
+
+def _sides(value: tuple[float, ...]) -> tuple[float, ...]:
+    if not value or any(not 0 < v <= 1 for v in value) or list(value) != sorted(value, reverse=True):
+        raise ValueError(f"must be fractions in (0, 1], largest first, got {value}")
+    return value
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_range)]
+Chance = Annotated[float, Field(ge=0, le=1)]
+
+
+class AugmentSettings(Settings):
+    """What is done to a batch on the device; every default is off."""
+
+    flip: Chance = Field(0.0, description="Chance that a clip is mirrored left to right (not for data whose classes know left from right).")
+    brightness: Chance = Field(0.0, description="Largest relative change of brightness, the same for all frames of a clip.")
+    contrast: Chance = Field(0.0, description="Largest relative change of contrast.")
+    saturation: Chance = Field(0.0, description="Largest relative change of saturation.")
+    erase: Chance = Field(0.0, description="Chance that a box is replaced by noise, the same box in all frames.")
+    mixup: float = Field(0.0, ge=0, le=2, description="Alpha of mixup's Beta(alpha, alpha); 0 = off. Needs class labels.")
+    cutmix: float = Field(0.0, ge=0, le=2, description="Alpha of cutmix's Beta(alpha, alpha); 0 = off. Needs class labels.")
+    switch: Chance = Field(0.5, description="Chance of cutmix where both mixup and cutmix are on.")
+    smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing of the soft targets. Needs class labels.")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the batch gets soft targets."""
+        return self.mixup > 0 or self.cutmix > 0 or self.smoothing > 0
+
+
+class Views(Settings):
+    """How an item is looked at in evaluation: ``clips`` windows in time, ``crops`` squares in space."""
+
+    sampling: Literal["window", "dense", "tsn", "whole"] = Field(
+        "window",
+        description="window: starts spread evenly, one clip = the centre; dense: VideoMAE's K400 rule; tsn: its SSv2 rule; whole: frames over the whole video.",
+    )
+    clips: int = Field(1, ge=1, le=1000, description="Windows in time.")
+    crops: Literal[1, 3] = Field(1, description="1: the centre; 3: both ends of the longer side and the centre.")
+
+
+class DataSettings(Settings):
+    """How items become clips, and how they are fetched."""
+
+    frames: int = Field(16, ge=1, le=4096, description="Frames of a clip.")
+    stride: int = Field(4, ge=1, le=10000, description="Source frames from one frame of the clip to the next; ignored where fps is given.")
+    fps: float | None = Field(
+        None, gt=0, le=1000, description="Frames a second of the clip at any source rate; replaces stride for sampling = window."
+    )
+    size: int | tuple[int, int] = Field(224, description="Height and width in pixels, one number for a square.")
+    sampling: Literal["window", "dense", "tsn", "whole"] = Field(
+        "window",
+        description="window: a random window of frames x stride; dense: VideoMAE's 16x4 fine-tuning rule; tsn: one frame of each of `frames` equal segments; "
+        "whole: frames spread over the whole video.",
+    )
+    crop: Literal["multiscale", "random_resized", "centre"] = Field(
+        "multiscale",
+        description="multiscale: sides from `multiscale` at 13 fixed places; random_resized: area and ratio drawn; centre: largest central box.",
+    )
+    multiscale: Annotated[tuple[float, ...], AfterValidator(_sides)] = Field(
+        (1.0, 0.875, 0.75, 0.66), description="Crop sides as fractions of the short side, largest first."
+    )
+    area: Range = Field((0.08, 1.0), description="Range of a random_resized crop's share of the frame.")
+    ratio: Range = Field((3 / 4, 4 / 3), description="Range of a random_resized crop's width / height.")
+    clips_per_video: int = Field(
+        1, ge=1, le=1024, description="Clips cut from a video each time it is opened; they follow each other in the order and share one decode."
+    )
+    split: str | None = Field(None, description="Keep only this split: the value of a manifest's split column, or a first-level folder such as train.")
+    labels: str = Field("auto", description="auto: a manifest's label column, or class folders; none; folder: the sub-folder's name; else a manifest column.")
+    images: Literal["ignore", "items", "frames"] = Field(
+        "ignore", description="Picture files in a folder source: leave out, each one an item, or each folder of them one clip."
+    )
+    folder_fps: float = Field(25.0, gt=0, le=1000, description="Frames a second of a folder of frames.")
+    cache: Literal["none", "memory", "device"] = Field(
+        "none", description="Keep all videos decoded: in main memory (shared by the workers) or on the training device. For small sets."
+    )
+    cache_size: int | None = Field(None, ge=1, le=8192, description="Short side of cached frames in pixels; none = 1.15 times the shorter of `size`.")
+    workers: int | Literal["auto"] = Field("auto", description="Decoding processes; 0 = decode in the training process; auto = from the cores.")
+    prefetch: int = Field(2, ge=1, le=64, description="Batches each worker prepares ahead.")
+    decoder: Literal["auto", "pyav", "torchcodec"] = Field("auto", description="auto: torchcodec where it is installed and passes a self-test, else PyAV.")
+    decode_timeout: float = Field(30.0, gt=0, le=3600, description="Seconds after which a file that is still being read counts as broken.")
+    max_bad_rate: float = Field(0.1, ge=0, le=1, description="Stop when more than this share of the samples came from videos that cannot be read.")
+    augment: AugmentSettings = Field(default_factory=AugmentSettings, description="Flip, colour, erasing, mixing on the device.")
+
+    @model_validator(mode="after")
+    def _check(self) -> DataSettings:
+        problems = []
+        if any(not 1 <= side <= 8192 for side in self.hw):
+            problems.append(f"size must be 1..8192 pixels, got {self.size}")
+        if isinstance(self.workers, int) and not 0 <= self.workers <= 512:
+            problems.append(f"workers must be 0..512 or auto, got {self.workers}")
+        if self.cache == "device" and isinstance(self.workers, int) and self.workers > 0:
+            problems.append("workers must be 0 or auto with cache = device: the clips are cut on the device")
+        if self.fps is not None and self.sampling != "window":
+            problems.append(f"fps works with sampling = window only, not {self.sampling}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def hw(self) -> tuple[int, int]:
+        """(height, width)."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @property
+    def short_side(self) -> int:
+        """Short side of cached frames."""
+        return self.cache_size or -(-min(self.hw) * 115 // 100)

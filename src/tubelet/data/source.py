@@ -1,0 +1,334 @@
+"""Sources -> one indexed table: folders, class folders, manifests, lists, single files, local or behind an fsspec URL."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tubelet.config import did_you_mean
+from tubelet.data.manifest import IMAGE, LIST, MANIFEST, VIDEO, Entry, decode_text, parse, suffix
+from tubelet.data.table import Kind, Row, Table
+from tubelet.errors import DataError
+
+if TYPE_CHECKING:
+    from tubelet.data.settings import DataSettings
+
+SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
+Images = Literal["ignore", "items", "frames"]
+
+
+def open_table(
+    sources: str | Path | Sequence[str | Path],
+    *,
+    split: str | None = None,
+    labels: str = "auto",
+    images: Images = "ignore",
+    exclude: Sequence[str] = (),
+    classes: Sequence[str] | None = None,
+) -> Table:
+    """One table of all items of the sources, sorted by key.
+
+    A source is a folder (searched to the bottom), a manifest (.csv, .tsv, .jsonl with a header), a list (.txt, one path or
+    ``path label`` a line), one file, or an fsspec URL of any of these. ``split``, ``labels``, ``images``: see DataSettings.
+    ``exclude``: glob patterns of keys to leave out. ``classes``: the class names to number by, default those of the whole source
+    (before the split filter), sorted. Raises DataError for whatever cannot be used, naming the place.
+    """
+    listed = [sources] if isinstance(sources, (str, Path)) else list(sources)
+    if not listed:
+        raise DataError("no data source given: name a folder, a manifest or a video")
+    ask = _Ask(split, labels, images)
+    parts = [_read(_text(source), ask) for source in listed]
+    rows = _unique_keys([part.rows for part in parts], [_text(s) for s in listed])
+    kept = [r for r in rows if not any(fnmatch(r.key, pattern) for pattern in exclude)]
+    if not kept:
+        raise DataError(f"exclude = {', '.join(exclude)} leaves no item of {len(rows)}")
+    _check_duplicates(kept)
+    notes = [note for part in parts for note in part.notes]
+    return Table(sorted(kept, key=lambda r: r.key), _class_names(kept, parts, classes), notes)
+
+
+def open_table_for(sources: str | Path | Sequence[str | Path], settings: DataSettings, *, classes: Sequence[str] | None = None) -> Table:
+    """:func:`open_table` with the split, labels and images that the settings ask for."""
+    return open_table(sources, split=settings.split, labels=settings.labels, images=settings.images, classes=classes)
+
+
+def is_url(path: str) -> bool:
+    """Whether a path goes through fsspec."""
+    return "://" in path
+
+
+@dataclass(frozen=True)
+class _Ask:
+    split: str | None
+    labels: str
+    images: Images
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one source gave: rows of the wanted split, and the class names of all its rows."""
+
+    rows: list[Row]
+    names: frozenset[str]
+    notes: tuple[str, ...] = ()
+
+
+def _text(source: str | Path) -> str:
+    return os.fspath(source)
+
+
+def _read(source: str, ask: _Ask) -> _Part:
+    place: _Local | _Remote = _Remote(source) if is_url(source) else _Local(source)
+    if place.is_folder:
+        return _folder(place, ask)
+    kind = suffix(source)
+    if kind in MANIFEST or kind in LIST:
+        return _manifest(place, ask)
+    if ask.split is not None:
+        raise DataError(f"{source}: a single file has no split, but split = {ask.split!r} was asked for")
+    if kind not in VIDEO | IMAGE:
+        raise DataError(f"{source}: unknown kind of file {kind or '(no extension)'}; known are {_known()}; a manifest may name any file")
+    return _Part([Row(source, source.replace(os.sep, "/").rsplit("/", 1)[-1], "image" if kind in IMAGE else "video", where=source)], frozenset())
+
+
+def _known() -> str:
+    return f"videos ({' '.join(sorted(VIDEO))}), pictures ({' '.join(sorted(IMAGE))}), {' '.join(MANIFEST + LIST)}"
+
+
+class _Local:
+    """A source on this machine's file system."""
+
+    def __init__(self, source: str) -> None:
+        self.name = source
+        try:
+            mode = os.stat(source).st_mode
+        except OSError as error:
+            raise DataError(f"{source}: {'no such file or folder' if isinstance(error, FileNotFoundError) else error.strerror}") from None
+        self.is_folder = stat.S_ISDIR(mode)
+        if not self.is_folder and not stat.S_ISREG(mode):
+            raise DataError(f"{source} is a pipe, socket or device; give a regular file")
+
+    def read(self) -> bytes:
+        try:
+            return Path(self.name).read_bytes()
+        except OSError as error:
+            raise DataError(f"{self.name}: cannot be read: {error.strerror}") from None
+
+    def find(self) -> Iterator[tuple[str, str]]:
+        """(path, key) of all regular files that are not hidden. Links to folders are followed, each folder once."""
+        todo, seen = [(self.name, "")], set()
+        while todo:
+            folder, prefix = todo.pop()
+            try:
+                with os.scandir(folder) as entries:
+                    found = list(entries)
+                info = os.stat(folder)
+            except OSError as error:
+                raise DataError(f"{folder}: the folder cannot be read: {error.strerror}") from None
+            if (info.st_dev, info.st_ino) in seen:
+                continue
+            seen.add((info.st_dev, info.st_ino))
+            for entry in found:
+                if entry.name.startswith(".") or entry.name == "__MACOSX":
+                    continue
+                if entry.is_dir():
+                    todo.append((entry.path, f"{prefix}{entry.name}/"))
+                elif suffix(entry.name) in VIDEO | IMAGE and entry.is_file():
+                    yield entry.path, prefix + entry.name
+
+    def resolve(self, path: str) -> str:
+        return path if is_url(path) or os.path.isabs(path) else os.path.join(os.path.dirname(self.name), path)
+
+
+class _Remote:
+    """A source behind an fsspec URL."""
+
+    def __init__(self, source: str) -> None:
+        import fsspec
+
+        self.name = source
+        try:
+            self.fs, self.root = fsspec.core.url_to_fs(source)
+            self.is_folder = self.fs.isdir(self.root)
+            there = self.is_folder or self.fs.exists(self.root)
+        except (OSError, ValueError, ImportError) as error:
+            raise DataError(f"{source}: cannot be opened: {error}") from None
+        if not there:
+            raise DataError(f"{source}: no such file or folder")
+
+    def read(self) -> bytes:
+        try:
+            return self.fs.cat_file(self.root)
+        except OSError as error:
+            raise DataError(f"{self.name}: cannot be read: {error}") from None
+
+    def find(self) -> Iterator[tuple[str, str]]:
+        base = self.root.rstrip("/") + "/"
+        for path in self.fs.find(self.root):
+            key = path[len(base) :] if path.startswith(base) else path
+            if not any(part.startswith(".") for part in key.split("/")) and suffix(key) in VIDEO | IMAGE:
+                yield self.fs.unstrip_protocol(path), key
+
+    def resolve(self, path: str) -> str:
+        return path if is_url(path) else self.name.rsplit("/", 1)[0] + "/" + path
+
+
+def _folder(place: _Local | _Remote, ask: _Ask) -> _Part:
+    found = sorted(place.find(), key=lambda f: f[1])
+    videos = [f for f in found if suffix(f[1]) in VIDEO]
+    pictures = [f for f in found if suffix(f[1]) in IMAGE]
+    rows = [Row(path, key, where=path) for path, key in videos]
+    if ask.images == "items":
+        rows += [Row(path, key, "image", where=path) for path, key in pictures]
+    elif ask.images == "frames":
+        folders = {path.rsplit("/", 1)[0]: key.rpartition("/")[0] or "." for path, key in pictures}
+        rows += [Row(path, key, "frames", where=path) for path, key in folders.items()]
+    if not rows:
+        hint = f"; it holds {len(pictures)} pictures: set images = items (each one an item) or frames (each folder one clip)" if pictures else ""
+        raise DataError(f"{place.name} holds no video (looked in all sub-folders for {' '.join(sorted(VIDEO))}){hint}")
+    notes = (f"{place.name}: {len(pictures)} pictures left out (images = ignore)",) if pictures and ask.images == "ignore" else ()
+    first = {r.key.split("/")[0] if "/" in r.key else "" for r in rows}
+    depth = 1 if first <= SPLITS else 0
+    labelled = _folder_labels(rows, depth, ask, place.name)
+    if ask.split is None:
+        return _Part(labelled, frozenset(r.label for r in labelled if r.label is not None), notes)
+    names = frozenset(r.label for r in labelled if r.label is not None)
+    inside = [r for r in labelled if r.key.startswith(ask.split + "/")]
+    if not inside:
+        there = sorted(first - {""})
+        raise DataError(f"{place.name} has no sub-folder {ask.split!r}{did_you_mean(ask.split, there)}; it has {', '.join(there) or 'none'}")
+    return _Part(inside, names, notes)
+
+
+def _folder_labels(rows: list[Row], depth: int, ask: _Ask, name: str) -> list[Row]:
+    """Class folders: with ``auto`` only where every item lies in one of at least two sub-folders (below train/, test/ if there are)."""
+    if ask.labels not in ("auto", "folder", "none"):
+        raise DataError(f"{name} is a folder and has no column {ask.labels!r}; labels = folder takes the names of its sub-folders")
+    if ask.split is not None and depth == 0:
+        depth = 1
+    parts = [r.key.split("/") for r in rows]
+    names = [p[depth] if len(p) > depth + 1 else None for p in parts]
+    if ask.labels == "none" or (ask.labels == "auto" and (None in names or len(set(names)) < 2)):
+        return rows
+    if None in names:
+        bad = [r.key for r, n in zip(rows, names, strict=True) if n is None]
+        raise DataError(f"{name}: labels = folder, but {len(bad)} items lie in no class folder, e.g. {bad[0]}")
+    return [replace(r, label=n) for r, n in zip(rows, names, strict=True)]
+
+
+def _manifest(place: _Local | _Remote, ask: _Ask) -> _Part:
+    column = ask.labels if ask.labels not in ("auto", "none", "folder") else None
+    entries = parse(decode_text(place.read(), place.name), place.name, label_column=column)
+    chosen = entries
+    if ask.split is not None:
+        counts = Counter(e.split for e in entries if e.split is not None)
+        if not counts:
+            raise DataError(f"{place.name} has no split column, but split = {ask.split!r} was asked for")
+        chosen = [e for e in entries if e.split == ask.split]
+        if not chosen:
+            there = ", ".join(f"{name} ({n})" for name, n in sorted(counts.items()))
+            raise DataError(f"{place.name}: no row has split = {ask.split!r}{did_you_mean(ask.split, counts)}; there are {there}")
+
+    def label(entry: Entry) -> str | None:
+        if ask.labels == "none":
+            return None
+        return entry.path.split("/")[-2] if ask.labels == "folder" and "/" in entry.path else None if ask.labels == "folder" else entry.label
+
+    without = [e.line for e in chosen if label(e) is None]
+    if without and (len(without) < len(chosen) or column is not None or ask.labels == "folder"):
+        lines = ", ".join(map(str, without[:5])) + (", ..." if len(without) > 5 else "")
+        raise DataError(f"{place.name}: {len(without)} of {len(chosen)} rows have no label (line {lines}); fill them in, or set labels = none")
+    paths = [place.resolve(e.path) for e in chosen]
+    kinds = _kinds_of(paths, [f"{place.name}, line {e.line}" for e in chosen])
+    rows = [
+        Row(path, _key(e), kind, e.start, e.end, label(e), f"{place.name}, line {e.line}", e.columns)
+        for e, path, kind in zip(chosen, paths, kinds, strict=True)
+    ]
+    return _Part(rows, frozenset(name for e in entries if (name := label(e)) is not None))
+
+
+def _key(entry: Entry) -> str:
+    """The path as the manifest writes it, with the segment behind ``#``."""
+    if entry.start is None and entry.end is None:
+        return entry.path
+    start, end = ("" if v is None else f"{v:.6f}".rstrip("0").rstrip(".") for v in (entry.start, entry.end))
+    return f"{entry.path}#{start}-{end}"
+
+
+def _kinds_of(paths: list[str], where: list[str]) -> list[Kind]:
+    """What the named files are. Raises DataError for those that are missing or no regular files. URLs are not looked up.
+
+    Folders that hold many of them are listed once: a stat for each file takes minutes on a network file system.
+    """
+    crowd = Counter(os.path.dirname(p) for p in paths if not is_url(p))
+    listing: dict[str, dict[str, Any]] = {}
+    missing: dict[str, list[int]] = defaultdict(list)
+    kinds: list[Kind] = []
+    for i, path in enumerate(paths):
+        kind: Kind = "image" if suffix(path) in IMAGE else "video"
+        folder, name = os.path.split(path)
+        if not is_url(path):
+            if crowd[folder] >= 8 and folder not in listing:
+                try:
+                    with os.scandir(folder or ".") as entries:
+                        listing[folder] = {e.name: e for e in entries}
+                except OSError:
+                    listing[folder] = {}
+            entry = listing.get(folder, {}).get(name)
+            if entry is not None and entry.is_file():
+                pass
+            elif os.path.isdir(path):
+                kind = "frames"
+            elif not os.path.exists(path):
+                missing[path].append(i)
+            elif not os.path.isfile(path):
+                raise DataError(f"{where[i]}: {path} is a pipe, socket or device; give a regular file")
+        kinds.append(kind)
+    if missing:
+        first = [f"{where[at[0]]}: {path}" for path, at in list(missing.items())[:3]]
+        more = "" if len(missing) <= 3 else f" and {len(missing) - 3} more"
+        raise DataError(f"{len(missing)} files do not exist: {'; '.join(first)}{more}. Relative paths start at the manifest's folder")
+    return kinds
+
+
+def _unique_keys(parts: list[list[Row]], sources: list[str]) -> list[Row]:
+    """All rows; where sources share keys, each key starts with its source's name (and number, if names repeat too)."""
+    seen = Counter(key for rows in parts for key in {r.key for r in rows})
+    if len(parts) == 1 or max(seen.values()) == 1:
+        return [r for rows in parts for r in rows]
+    names = [s.replace(os.sep, "/").rstrip("/").rsplit("/", 1)[-1] for s in sources]
+    if len(set(names)) < len(names):
+        names = [f"{i}-{name}" for i, name in enumerate(names)]
+    return [replace(r, key=f"{name}/{r.key}") for name, rows in zip(names, parts, strict=True) for r in rows]
+
+
+def _check_duplicates(rows: list[Row]) -> None:
+    first: dict[tuple[str, float | None, float | None], Row] = {}
+    for row in rows:
+        path = row.path if is_url(row.path) else os.path.normpath(os.path.abspath(row.path))
+        other = first.setdefault((path, row.start, row.end), row)
+        if other is not row:
+            raise DataError(f"the same item twice: {row.key} ({other.where}; {row.where}); remove one, or give them different segments")
+
+
+def _class_names(rows: list[Row], parts: list[_Part], given: Sequence[str] | None) -> list[str]:
+    labelled = [r for r in rows if r.label is not None]
+    if labelled and len(labelled) < len(rows):
+        bad = next(r for r in rows if r.label is None)
+        raise DataError(f"{len(rows) - len(labelled)} of {len(rows)} items have no label, e.g. {bad.key} ({bad.where}); set labels = none to ignore all labels")
+    if not labelled:
+        return list(given or ())
+    names = frozenset().union(*(part.names for part in parts))
+    if given is None:
+        numbers = all(name.isdecimal() for name in names)
+        return sorted(names, key=lambda n: (int(n), n) if numbers else (0, n))
+    for row in labelled:
+        if row.label not in given:
+            raise DataError(f"{row.where or row.key}: label {row.label!r} is not one of the {len(given)} classes{did_you_mean(str(row.label), given)}")
+    return list(given)

@@ -1,0 +1,96 @@
+"""The linear probe: how much of the classes a hyperplane can read from frozen features."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+
+from tubelet.core.draw import hash_uniform, name_key
+from tubelet.tasks._pair import check_pair
+from tubelet.tasks.embed import Embeddings
+from tubelet.tasks.metrics import Score, classification, top_k
+
+STRENGTHS = tuple(float(10.0**e) for e in range(-4, 3))  # sklearn's C, the inverse of the L2 penalty
+HELD_OUT = 0.25
+
+
+def held_out(labels_N: np.ndarray, seed: int, share: float = HELD_OUT) -> np.ndarray:
+    """(N,) bool: a stratified part of the training set, for choosing settings. A class of one item stays whole on the fitting side."""
+    order = hash_uniform(name_key(seed, "probe/held_out"), torch.arange(len(labels_N)), 1)[:, 0].numpy()
+    out = np.zeros(len(labels_N), bool)
+    for label in np.unique(labels_N):
+        rows = np.flatnonzero(labels_N == label)
+        count = min(len(rows) - 1, max(1, round(share * len(rows))))
+        out[rows[np.argsort(order[rows], kind="stable")[:count]]] = True
+    return out
+
+
+class LinearProbe:
+    """Standardised features -> multinomial logistic regression with an L2 penalty. Columns that do not vary count for nothing.
+
+    ``classes``: the number of columns of :meth:`scores`; classes that were not in training score 0.
+    """
+
+    def __init__(self, x_ND: np.ndarray, y_N: np.ndarray, *, strength: float, classes: int) -> None:
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+
+        x = x_ND.astype(np.float64)
+        self.mean, std = x.mean(0), x.std(0)
+        self.scale = np.where(std > 1e-8 * max(1e-30, np.abs(x).max()), std, np.inf)
+        self.classes = classes
+        self.model: Any = LogisticRegression(C=strength, max_iter=2000)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # said in the details instead
+            self.model.fit((x - self.mean) / self.scale, y_N)
+        self.converged = bool((np.asarray(self.model.n_iter_) < 2000).all())
+
+    def scores(self, x_ND: np.ndarray) -> np.ndarray:
+        """Class probabilities (N, classes) float64."""
+        out = np.zeros((len(x_ND), self.classes))
+        out[:, self.model.classes_] = self.model.predict_proba((x_ND.astype(np.float64) - self.mean) / self.scale)
+        return out
+
+
+def choose_strength(x_ND: np.ndarray, y_N: np.ndarray, classes: int, seed: int) -> tuple[float, dict[str, float]]:
+    """The strength with the best accuracy on a seeded held-out part of the training set, and what each reached.
+
+    Equal accuracies are told apart by the probability given to the true class. Where no class has two items, or the rest is of one
+    class, there is nothing to choose by: strength 1.
+    """
+    out = held_out(y_N, seed)
+    if not out.any() or len(np.unique(y_N[~out])) < 2:
+        return 1.0, {}
+    best, tried = (-1.0, -np.inf, 1.0), {}
+    for strength in STRENGTHS:
+        scores = LinearProbe(x_ND[~out], y_N[~out], strength=strength, classes=classes).scores(x_ND[out])
+        accuracy = float(top_k(scores, y_N[out]).mean())
+        likelihood = float(np.log(np.maximum(scores[np.arange(len(scores)), y_N[out]], 1e-12)).mean())
+        tried[f"{strength:g}"] = accuracy
+        if (accuracy, likelihood) > best[:2]:
+            best = (accuracy, likelihood, strength)
+    return best[2], tried
+
+
+def probe(train: Embeddings, test: Embeddings, *, seed: int = 0) -> Score:
+    """Fit on the training embeddings with a penalty chosen inside them, refit on all of them, read the test set once.
+
+    Raises DataError for sets that do not fit together.
+    """
+    labels = check_pair(train, test)
+    strength, tried = choose_strength(train.vectors, train.labels, len(train.classes), seed)
+    fitted = LinearProbe(train.vectors, train.labels, strength=strength, classes=len(train.classes))
+    details = {"pool": test.pool, "C": strength, "C_tried": tried, "converged": fitted.converged, "seed": seed}
+    return classification(
+        "linear probe",
+        fitted.scores(test.vectors),
+        labels,
+        test.keys,
+        train.classes,
+        n_total=test.n_total,
+        failures=(*test.failures, *train.failures),
+        details={**details, "n_train": len(train), "n_train_total": train.n_total},
+    )
