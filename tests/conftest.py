@@ -9,6 +9,11 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; also for the processes that tests start
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Timings say nothing on a busy machine; what is checked does.
+settings.register_profile("tubelet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tubelet")
 
 SHARED = Path(os.environ.get("TUBELET_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 

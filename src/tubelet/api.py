@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from tubelet import recipe as recipe_book
-from tubelet.config import import_file, overlay, parse, to_yaml
+from tubelet.config import import_file, kinds, overlay, parse, to_yaml
 from tubelet.core import Batch, Method, Stage, Stream, Tokens, Trainable
 from tubelet.data.augment import Augment
 from tubelet.data.evaluation import EvalFeed, Views, windows
@@ -235,7 +235,9 @@ def load(run: str | Path, *, weights: str = "auto", device: str = "auto", random
     """
     path = _weights_file(Path(run), weights)
     meta = read_meta(path)
-    config = meta.get("config", {})
+    config = dict(meta.get("config", {}))
+    if (config.get("masking") or {}).get("kind") not in kinds("tubelet.masking"):
+        config["masking"] = None  # a user's own file, which encoding does not need
     stage = parse(StageSettings, {k: config[k] for k in ("method", "masking", "data", "train", "init") if k in config}, where=str(path))
     model = build(stage)
     if not isinstance(model, Method):

@@ -15,7 +15,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 import yaml
@@ -51,7 +51,7 @@ def import_file(path: str | Path) -> str:
         del sys.modules[spec.name]
         raise ConfigError(f"--import {path}: {type(error).__name__} while loading it: {error}") from error
     config = getattr(module, "Config", None)
-    if not (isinstance(config, type) and issubclass(config, Settings)):
+    if not (isinstance(config, type) and issubclass(config, Settings) and hasattr(config, "build")):
         raise ConfigError(f"--import {path}: it must define `class Config(tubelet.config.Settings)` with a `build` method")
     _user_kinds[path.stem] = module
     return path.stem
@@ -67,8 +67,14 @@ def kinds(package: str) -> list[str]:
 def config_class(package: str, kind: object) -> type[Settings]:
     """The ``Config`` of one kind; imports that one module. Raises ConfigError naming the kinds there are."""
     if not isinstance(kind, str) or kind not in kinds(package):
-        raise ConfigError(f"unknown kind {kind!r}{did_you_mean(str(kind), kinds(package))}; there are {', '.join(kinds(package))}")
+        known = kinds(package)
+        own = "" if did_you_mean(str(kind), known) else ", or give a file of your own with --import"
+        raise ConfigError(f"unknown kind {kind!r}{did_you_mean(str(kind), known)}; there are {', '.join(known)}{own}")
     module = _user_kinds.get(kind) or importlib.import_module(f"{package}.{kind}")
+    if "kind" not in module.Config.model_fields:
+        # A user's file need not repeat its own name; what is saved must hold it.
+        named: Any = Literal[kind]  # pyright: ignore[reportInvalidTypeForm] (the literal is a value known only now)
+        module.Config = pydantic.create_model(module.Config.__name__, __base__=module.Config, kind=(named, kind))
     return module.Config
 
 
@@ -90,7 +96,7 @@ class Family:
             cls = config_class(self.package, value["kind"])
         except ConfigError as error:
             raise PydanticCustomError("kind_unknown", "{text}", {"text": str(error)}) from error
-        return cls.model_validate({k: v for k, v in value.items() if k != "kind" or "kind" in cls.model_fields})
+        return cls.model_validate(dict(value))
 
 
 def family(package: str) -> Any:

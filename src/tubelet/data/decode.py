@@ -185,7 +185,7 @@ class PyavReader:
             if frames is None or (not careful and timeline.skips(here, wanted[at])):
                 key = None if careful else timeline.key_before(wanted[at])
                 frames = self._from_start() if key is None else self._from_key(key, timeline.keys)
-                frame = None
+                frame, here = None, wanted[at]  # as far as further seeking goes, we are there
             if frame is None or frame.pts is None or frame.pts < want - tolerance:
                 landed = frame is None
                 frame = next(frames, None)

@@ -79,7 +79,8 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, valid: Tensor | None = None, path: Tensor | None = None, dropout: tuple[float, Tensor] | None = None
     ) -> Tensor:
-        """(B, N, D). ``valid`` (B, N): keys that are real. ``path`` (B, 2): see :func:`path_scale`. ``dropout``: rate, (B, N, D) uniforms."""
+        """(B, N, D). ``valid`` (B, N): keys that are real. ``path`` (B, 2): this block's row of :func:`path_scale`. ``dropout``: its rate
+        and (B, N, D) uniform numbers."""
         attn_path, mlp_path = (None, None) if path is None else path.unbind(1)
         x = _residual(x, self.attn(self.norm1(x), valid), self.gamma_1, attn_path)
         branch = self.mlp(self.norm2(x))

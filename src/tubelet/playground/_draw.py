@@ -32,6 +32,11 @@ class Dice:
         unit = self._draw.uniform(name, 1)[:, 0].numpy().astype(np.float64)
         return low + (high - low) * unit
 
+    def table(self, name: str, **spans: tuple[float, float]) -> dict[str, Floats]:
+        """Several (B,) draws in their [low, high) from one hash: quicker than a name each. A new one belongs at the end."""
+        unit = self._draw.uniform(name, len(spans)).numpy().astype(np.float64)
+        return {key: low + (high - low) * unit[:, i] for i, (key, (low, high)) in enumerate(spans.items())}
+
     def integers(self, name: str, high: int) -> Ints:
         """(B,) in [0, high)."""
         return (self.uniform(name) * high).astype(np.int64)

@@ -43,39 +43,47 @@ class Ground:
 
 def draw_ground(dice: Dice, *, pattern: Ints, drift: Floats, short: int, frames: int) -> Ground:
     """Planes for the clips of the dice. ``drift`` (B,): way during the clip in shorter sides, 0 is at rest."""
-    turn = dice.uniform("angle", 0, 2 * math.pi)
-    smooth = pattern == PATTERNS.index("smooth")
-    wavelength = np.where(smooth, dice.uniform("wide", 1.4, 2.2), dice.uniform("length", 0.24, 0.40)) * short
+    full = (0.0, 2 * math.pi)
+    drawn = dice.table(
+        "ground",
+        angle=full,
+        heading=full,
+        phase0=full,
+        phase1=full,
+        phase2=full,
+        wide=(1.4, 2.2),
+        length=(0.24, 0.40),
+        tone=(0, len(TONES)),
+    )
+    smooth, clouds = (pattern == PATTERNS.index(name) for name in ("smooth", "clouds"))
     # The second wave stands square to the first (checks, dots); clouds take three of different lengths.
-    clouds = pattern == PATTERNS.index("clouds")
-    angles = np.stack([turn, turn + np.where(clouds, 1.1, math.pi / 2), turn + 2.3], 1)
+    angles = drawn["angle"][:, None] + np.where(clouds[:, None], [0, 1.1, 2.3], [0, math.pi / 2, 2.3])
     factor = np.where(clouds[:, None], [1.0, 0.63, 1.31], 1.0)
-    k = 2 * math.pi / wavelength[:, None] * factor
-    phase = np.stack([dice.uniform(f"phase{i}", 0, 2 * math.pi) for i in range(_WAVES)], 1)
-    heading, speed = dice.uniform("heading", 0, 2 * math.pi), drift * short / frames
+    k = 2 * math.pi * factor / (np.where(smooth, drawn["wide"], drawn["length"]) * short)[:, None]
+    speed = drift * short / frames
     return Ground(
-        tone=dice.integers("tone", len(TONES)),
+        tone=drawn["tone"].astype(np.int64),
         pattern=pattern,
         kx=k * np.cos(angles),
         ky=k * np.sin(angles),
-        phase=phase,
-        vx=speed * np.cos(heading),
-        vy=speed * np.sin(heading),
+        phase=np.stack([drawn[f"phase{i}"] for i in range(_WAVES)], 1),
+        vx=speed * np.cos(drawn["heading"]),
+        vy=speed * np.sin(drawn["heading"]),
     )
 
 
 def _relief(pattern: str, wave: list[np.ndarray]) -> np.ndarray:
     """The share of the second tone in [0, 1], from waves in [-1, 1]."""
     if pattern == "smooth":
-        return wave[0] * np.float32(0.5) + np.float32(0.5)
+        return wave[0] * 0.5 + 0.5
     if pattern == "clouds":
-        return np.clip((wave[0] + wave[1] + wave[2]) * np.float32(0.27) + np.float32(0.5), 0, 1)
+        return np.clip((wave[0] + wave[1] + wave[2]) * 0.27 + 0.5, 0, 1)
     if pattern == "stripes":
-        h = np.clip(wave[0] * np.float32(0.9) + np.float32(0.5), 0, 1)
+        h = np.clip(wave[0] * 0.9 + 0.5, 0, 1)
     elif pattern == "checks":
-        h = np.clip(wave[0] * wave[1] * np.float32(1.6) + np.float32(0.5), 0, 1)
+        h = np.clip(wave[0] * wave[1] * 1.6 + 0.5, 0, 1)
     else:
-        h = np.clip((wave[0] + wave[1]) * np.float32(0.9) - np.float32(0.4), 0, 1)
+        h = np.clip((wave[0] + wave[1]) * 0.9 - 0.4, 0, 1)
     return h * h * (3 - 2 * h)
 
 
@@ -100,5 +108,5 @@ def paint_ground(ground: Ground, *, frames: int, height: int, width: int) -> Byt
         relief = _relief(PATTERNS[kind], waves)
         for channel in range(3):
             a, b = (tone[rows, channel][:, None, None, None] for tone in (low, high))
-            out[rows, ..., channel] = (a + relief * (b - a) + np.float32(0.5)).astype(np.uint8)
+            out[rows, ..., channel] = (a + relief * (b - a) + 0.5).astype(np.uint8)
     return out

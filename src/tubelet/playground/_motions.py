@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -48,9 +48,9 @@ class Gait:
     @classmethod
     def draw(cls, dice: Dice, ranges: Ranges, frames: int) -> Gait:
         """One gait for each clip of the dice."""
-        named = ("reach", "orbit", "turns", "spins", "cycles", "swell")
-        drawn = {name: dice.uniform(name, *getattr(ranges, name))[:, None] for name in named}
-        return cls(tau=np.arange(frames) / frames, phase=dice.uniform("phase")[:, None], heading=dice.uniform("heading")[:, None], **drawn)
+        unit = (0.0, 1.0)
+        drawn = dice.table("gait", **{f.name: getattr(ranges, f.name) for f in fields(ranges)}, phase=unit, heading=unit)
+        return cls(tau=np.arange(frames) / frames, **{name: value[:, None] for name, value in drawn.items()})
 
     def select(self, rows: Ints) -> Gait:
         """The gaits of some of the clips."""
@@ -59,7 +59,7 @@ class Gait:
 
 @dataclass(frozen=True)
 class Path:
-    """Offsets (B, T) from the start: x right and y down in shorter sides, angle in radians (clockwise), size phase in laps; 0 if constant."""
+    """Offsets (B, T) from the start: x right and y down in shorter sides, angle in radians clockwise, size phase in laps."""
 
     x: Floats | float = 0.0
     y: Floats | float = 0.0
@@ -147,7 +147,10 @@ MOTIONS: tuple[Motion, ...] = (
     _compass("up_right", 1, -1, "down_left", "drifts up and right", "climbs diagonally to the upper right"),
     _compass("down_left", -1, 1, "up_right", "drifts down and left", "descends diagonally to the lower left"),
     Motion(
-        name="circle_clockwise", path=_circle(1), backwards="circle_anticlockwise", phrases=("circles clockwise", "goes round and round clockwise")
+        name="circle_clockwise",
+        path=_circle(1),
+        backwards="circle_anticlockwise",
+        phrases=("circles clockwise", "goes round and round clockwise"),
     ),
     Motion(
         name="circle_anticlockwise",
@@ -155,9 +158,14 @@ MOTIONS: tuple[Motion, ...] = (
         backwards="circle_clockwise",
         phrases=("circles anticlockwise", "goes round and round anticlockwise"),
     ),
-    Motion(name="spin_clockwise", path=_spin(1), backwards="spin_anticlockwise", phrases=("spins clockwise", "turns clockwise on the spot")),
     Motion(
-        name="spin_anticlockwise", path=_spin(-1), backwards="spin_clockwise", phrases=("spins anticlockwise", "turns anticlockwise on the spot")
+        name="spin_clockwise", path=_spin(1), backwards="spin_anticlockwise", phrases=("spins clockwise", "turns clockwise on the spot")
+    ),
+    Motion(
+        name="spin_anticlockwise",
+        path=_spin(-1),
+        backwards="spin_clockwise",
+        phrases=("spins anticlockwise", "turns anticlockwise on the spot"),
     ),
     Motion(name="grow", path=_swell(1), backwards="shrink", phrases=("grows", "gets bigger and bigger")),
     Motion(name="shrink", path=_swell(-1), backwards="grow", phrases=("shrinks", "gets smaller and smaller")),
@@ -191,13 +199,12 @@ BY_NAME: dict[str, Motion] = {motion.name: motion for motion in MOTIONS}
 
 def paths(motion: Ints, gait: Gait) -> tuple[Floats, Floats, Floats, Floats]:
     """x, y, angle, size phase (B, T) for the motions (B,), indices into MOTIONS."""
-    out = tuple(np.zeros((len(motion), len(gait.tau))) for _ in range(4))
+    x, y, angle, phase = (np.zeros((len(motion), len(gait.tau))) for _ in range(4))
     for kind in np.unique(motion):
         rows = np.flatnonzero(motion == kind)
         path = MOTIONS[kind].path(gait.select(rows))
-        for whole, part in zip(out, (path.x, path.y, path.angle, path.phase), strict=True):
-            whole[rows] = part
-    return out
+        x[rows], y[rows], angle[rows], phase[rows] = path.x, path.y, path.angle, path.phase
+    return x, y, angle, phase
 
 
 def beats(motion: int, gait: Gait, row: int) -> list[tuple[float, str]]:

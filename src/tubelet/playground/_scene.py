@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,7 +51,7 @@ Size = Annotated[tuple[int, int], BeforeValidator(_read_size)]
 Motions = Annotated[tuple[str, ...], BeforeValidator(_read_motions)]
 
 
-class SceneSettings(Settings):
+class SceneSettings(Settings, ABC):
     """Settings that all scenes share.
 
     size: side in pixels, or (height, width); even, because H.264 stores colour at half size. frames, fps: length is frames / fps seconds.
@@ -64,12 +63,18 @@ class SceneSettings(Settings):
     fps: float = Field(ge=1, le=240, allow_inf_nan=False)
     motions: Motions
 
+    @abstractmethod
+    def build(self) -> Scene:
+        """The scene."""
+
     @field_validator("size")
     @classmethod
     def _even(cls, size: tuple[int, int]) -> tuple[int, int]:
         for side in size:
             if side % 2 or not 16 <= side <= 2048:
-                raise ValueError(f"each side must be an even number of pixels from 16 to 2048 (H.264 stores colour at half size), got {side}")
+                raise ValueError(
+                    f"each side must be an even number of pixels from 16 to 2048 (H.264 stores colour at half size), got {side}"
+                )
         return size
 
     @field_validator("motions")

@@ -5,15 +5,17 @@ Pixels are computed with + - * / sqrt min max only, whose float32 results IEEE 7
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tubelet.playground._draw import Floats
 
-Image = NDArray[np.float32]
+Image = NDArray[np.floating[Any]]  # always float32; numpy's stubs lose that beside Python numbers
 Distance = Callable[[Image, Image], Image]
 
 EXTENT = 1.2  # no shape reaches farther from its centre, in radii
@@ -31,11 +33,11 @@ TEXTURES: tuple[str, ...] = ("plain", "striped", "dotted")
 
 
 def _circle(u: Image, v: Image) -> Image:
-    return np.sqrt(u * u + v * v) - np.float32(1)
+    return np.sqrt(u * u + v * v) - 1
 
 
 def _ring(u: Image, v: Image) -> Image:
-    return np.abs(np.sqrt(u * u + v * v) - np.float32(0.75)) - np.float32(0.29)
+    return np.abs(np.sqrt(u * u + v * v) - 0.75) - 0.29
 
 
 def _box(u: Image, v: Image, width: float, height: float) -> Image:
@@ -45,22 +47,22 @@ def _box(u: Image, v: Image, width: float, height: float) -> Image:
 
 
 def _square(u: Image, v: Image) -> Image:
-    return _box(u, v, 0.66, 0.66) - np.float32(0.18)
+    return _box(u, v, 0.66, 0.66) - 0.18
 
 
 def _cross(u: Image, v: Image) -> Image:
-    return np.minimum(_box(u, v, 0.88, 0.24), _box(u, v, 0.24, 0.88)) - np.float32(0.12)
+    return np.minimum(_box(u, v, 0.88, 0.24), _box(u, v, 0.24, 0.88)) - 0.12
 
 
 def _planes(u: Image, v: Image, count: int) -> list[Image]:
     """Heights of the points over ``count`` lines through the centre, one normal pointing down."""
-    angles = np.pi / 2 + 2 * np.pi * np.arange(count) / count
-    return [np.float32(np.cos(a)) * u + np.float32(np.sin(a)) * v for a in angles]
+    angles = [math.pi / 2 + 2 * math.pi * i / count for i in range(count)]
+    return [math.cos(a) * u + math.sin(a) * v for a in angles]
 
 
 def _triangle(u: Image, v: Image) -> Image:
     a, b, c = _planes(u, v, 3)
-    return np.maximum(np.maximum(a, b), c) - np.float32(0.58)
+    return np.maximum(np.maximum(a, b), c) - 0.58
 
 
 def _star(u: Image, v: Image) -> Image:
@@ -70,14 +72,14 @@ def _star(u: Image, v: Image) -> Image:
     for height in rest:
         second = np.maximum(second, np.minimum(first, height))
         first = np.maximum(first, height)
-    return second - np.float32(0.37)
+    return second - 0.37
 
 
 def _heart(u: Image, v: Image) -> Image:
     # A square on its corner with a disc on each of its upper sides.
-    half = np.float32(0.58)
-    p, q = (u + v) * np.float32(0.70710678), (v - u) * np.float32(0.70710678)
-    p, q = p - np.float32(0.08), q - np.float32(0.08)
+    half = 0.58
+    p, q = (u + v) * 0.70710678, (v - u) * 0.70710678
+    p, q = p - 0.08, q - 0.08
     square = np.maximum(np.abs(p), np.abs(q)) - half
     left = np.sqrt((p + half) ** 2 + q * q) - half
     right = np.sqrt(p * p + (q + half) ** 2) - half
@@ -85,8 +87,8 @@ def _heart(u: Image, v: Image) -> Image:
 
 
 def _moon(u: Image, v: Image) -> Image:
-    bite = np.sqrt((u - np.float32(0.55)) ** 2 + (v + np.float32(0.25)) ** 2) - np.float32(0.78)
-    return np.maximum(np.sqrt(u * u + v * v) - np.float32(1.08), -bite)
+    bite = np.sqrt((u - 0.55) ** 2 + (v + 0.25) ** 2) - 0.78
+    return np.maximum(np.sqrt(u * u + v * v) - 1.08, -bite)
 
 
 SHAPES: dict[str, Distance] = {
@@ -114,7 +116,9 @@ class Stamp:
     distance: Image  # (N, S, S) to the outline in radii, negative inside
 
 
-def stamp(shape: Distance, *, x: Floats, y: Floats, radius: Floats, angle: Floats, height: int, width: int, frame: NDArray[np.int64]) -> Stamp:
+def stamp(
+    shape: Distance, *, x: Floats, y: Floats, radius: Floats, angle: Floats, height: int, width: int, frame: NDArray[np.int64]
+) -> Stamp:
     """Place a shape at the centres (N,) in pixels into the frames (N,), numbers of H x W images stacked in memory."""
     reach = int(np.ceil(EXTENT * radius.max() + 1))
     span = np.arange(-reach, reach + 1)
@@ -126,7 +130,7 @@ def stamp(shape: Distance, *, x: Floats, y: Floats, radius: Floats, angle: Float
     cos, sin = ((f(angle) / radius).astype(np.float32)[:, None, None] for f in (np.cos, np.sin))
     u, v = right * cos + down * sin, down * cos - right * sin
     distance = shape(u, v)
-    cover = np.clip(np.float32(0.5) - distance * radius.astype(np.float32)[:, None, None], 0, 1)
+    cover = np.clip(0.5 - distance * radius.astype(np.float32)[:, None, None], 0, 1)
     return Stamp(pixel, cover, right, down, u, v, distance)
 
 
@@ -138,27 +142,27 @@ def _ridge(x: Image) -> Image:
 
 def _pattern(texture: str, u: Image, v: Image) -> Image | None:
     if texture == "striped":
-        return _ridge(np.float32(1.15) * v + np.float32(0.2) * u)
+        return _ridge(1.15 * v + 0.2 * u)
     if texture == "dotted":
-        return np.clip(np.float32(2.5) * _ridge(np.float32(1.1) * u) * _ridge(np.float32(1.1) * v) - np.float32(0.5), 0, 1)
+        return np.clip(2.5 * _ridge(1.1 * u) * _ridge(1.1 * v) - 0.5, 0, 1)
     return None
 
 
 def paint_stamp(pixels: NDArray[np.uint8], mark: Stamp, colour: Image, texture: str) -> None:
     """Draw a stamp into (N * H * W, 3) pixels in place: ``colour`` (N, 3) in [0, 1], lit from its own upper left, darker at the rim."""
     u, v, cover = mark.u, mark.v, mark.cover
-    rim = np.clip(1 + mark.distance * np.float32(2.5), 0, 1)
-    light = np.float32(1) - np.float32(0.22) * (rim * rim) - np.float32(0.07) * u - np.float32(0.11) * v
-    gleam = np.clip(1 - ((u + np.float32(0.35)) ** 2 + (v + np.float32(0.45)) ** 2) * np.float32(2.2), 0, 1)
-    gleam = np.float32(0.45) * gleam * gleam
+    rim = np.clip(1 + mark.distance * 2.5, 0, 1)
+    light = 1 - 0.22 * (rim * rim) - 0.07 * u - 0.11 * v
+    gleam = np.clip(1 - ((u + 0.35) ** 2 + (v + 0.45) ** 2) * 2.2, 0, 1)
+    gleam = 0.45 * gleam * gleam
     pattern = _pattern(texture, u, v)
     window = pixels[mark.pixel]
     for channel in range(3):
         base = colour[:, channel, None, None]
         if pattern is not None:
-            base = base + pattern * ((1 - base) * np.float32(0.55))
+            base = base + pattern * ((1 - base) * 0.55)
         lit = base * light
         lit = np.clip((lit + gleam * (1 - lit)) * 255, 0, 255)
         below = window[..., channel].astype(np.float32)
-        window[..., channel] = (below + cover * (lit - below) + np.float32(0.5)).astype(np.uint8)
+        window[..., channel] = (below + cover * (lit - below) + 0.5).astype(np.uint8)
     pixels[mark.pixel] = window

@@ -37,7 +37,9 @@ def tone(event: str, *, size: float, shape: int, gain: float) -> NDArray[np.floa
     return gain * loudness * wave * np.minimum(1, t / _ATTACK) * np.exp(-t / decay) * end
 
 
-def score(events: Iterable[tuple[float, str, int]], *, seconds: float, sizes: Sequence[float], shapes: Sequence[int]) -> NDArray[np.float32]:
+def score(
+    events: Iterable[tuple[float, str, int]], *, seconds: float, sizes: Sequence[float], shapes: Sequence[int]
+) -> NDArray[np.float32]:
     """(samples,) in [-1, 1] on the 16-bit grid, from (second, event, body number); body 1 is the loudest."""
     out = np.zeros(round(seconds * RATE))
     for at, event, number in events:

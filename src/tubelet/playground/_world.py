@@ -57,28 +57,47 @@ class Truth(NamedTuple):
 
 
 def draw_body(
-    dice: Dice, *, motion: Ints, colour: Ints, present: Bools, shapes: tuple[str, ...], textures: tuple[str, ...], radius: Span, ranges: Ranges,
-    frames: int, height: int, width: int,
-) -> Body:  # fmt: skip
+    dice: Dice,
+    *,
+    motion: Ints,
+    colour: Ints,
+    present: Bools,
+    shapes: tuple[str, ...],
+    textures: tuple[str, ...],
+    radius: Span,
+    ranges: Ranges,
+    frames: int,
+    height: int,
+    width: int,
+) -> Body:
     """One body for each clip of the dice. ``radius``: middle radius in shorter sides."""
     short = min(height, width)
     gait = Gait.draw(dice, ranges, frames)
     dx, dy, turn, laps = paths(motion, gait)
-    size = dice.uniform("size", *radius)
-    phase = dice.uniform("lap")[:, None] + laps
+    drawn = dice.table(
+        "body",
+        size=radius,
+        lap=(0, 1),
+        x=(0, width),
+        y=(0, height),
+        angle=(0, 2 * np.pi),
+        shape=(0, len(shapes)),
+        texture=(0, len(textures)),
+    )
+    size, phase = drawn["size"], drawn["lap"][:, None] + laps
     names = list(SHAPES)
     return Body(
         motion=motion,
-        shape=np.array([names.index(s) for s in shapes])[dice.integers("shape", len(shapes))],
+        shape=np.array([names.index(s) for s in shapes])[drawn["shape"].astype(np.int64)],
         colour=colour,
-        texture=np.array([TEXTURES.index(t) for t in textures])[dice.integers("texture", len(textures))],
+        texture=np.array([TEXTURES.index(t) for t in textures])[drawn["texture"].astype(np.int64)],
         size=size,
         present=present,
         gait=gait,
-        x=dice.uniform("x", 0, width)[:, None] + dx * short,
-        y=dice.uniform("y", 0, height)[:, None] + dy * short,
+        x=drawn["x"][:, None] + dx * short,
+        y=drawn["y"][:, None] + dy * short,
         radius=short * size[:, None] * SIZE_RATIO ** (phase - np.floor(phase) - 0.5),
-        angle=dice.uniform("angle", 0, 2 * np.pi)[:, None] + turn,
+        angle=drawn["angle"][:, None] + turn,
         phase=phase,
     )
 

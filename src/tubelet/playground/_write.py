@@ -17,6 +17,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.error import FFmpegError
 from numpy.typing import NDArray
 
 from tubelet.config import config_class, differences, kinds, parse
@@ -25,6 +26,7 @@ from tubelet.playground._scene import Clip, Scene, SceneSettings
 from tubelet.playground._sound import RATE
 from tubelet.playground.verify import verify_clip
 
+_FAMILY = "tubelet.playground"
 MARKER = "playground.json"
 _FORMAT = 1  # of the folder and of what is drawn: raise it when clips of a seed change
 _COLUMNS = ("path", "label", "caption", "start", "end", "split", "scene", "seed", "index", "truth")
@@ -39,18 +41,14 @@ def scene_settings(scene: str | SceneSettings = "full", **settings: Any) -> Scen
     known = scene_kinds()
     if scene not in known:
         raise ConfigError(f"unknown scene {scene!r}; there are {', '.join(known)}", where="playground")
-    cls = config_class(__package__, scene)
+    cls = config_class(_FAMILY, scene)
     assert issubclass(cls, SceneSettings)
     return parse(cls, given, "playground")
 
 
 def scene_kinds() -> list[str]:
     """The kinds of scene: modules of this package with settings of a scene, and the user's own files."""
-    found = []
-    for kind in kinds(__package__):
-        if kind != "verify" and issubclass(config_class(__package__, kind), SceneSettings):
-            found.append(kind)
-    return found
+    return [kind for kind in kinds(_FAMILY) if kind != "verify" and issubclass(config_class(_FAMILY, kind), SceneSettings)]
 
 
 def write(
@@ -88,7 +86,7 @@ def write(
         writer = csv.DictWriter(table, _COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        return _atomic(out / "manifest.csv", table.getvalue().encode())
+        return _atomic(out / "manifest.csv", table.getvalue().encode(), durable=True)
 
 
 @contextmanager
@@ -96,7 +94,7 @@ def _disk(out: Path) -> Iterator[None]:
     """Errors of the file system in words."""
     try:
         yield
-    except av.FFmpegError:
+    except FFmpegError:
         raise  # an OSError too, but encoding is done in memory: not the disk's fault
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -130,7 +128,7 @@ def _claim(out: Path, config: SceneSettings, kind: str, seed: int, clips: int, o
             raise DataError(f"{out} holds more than {clips} clips of this playground; ask for at least as many, or overwrite it")
     for part in ("clips", "truth"):
         (out / part).mkdir(parents=True, exist_ok=True)
-    _atomic(marker, (json.dumps(mine, indent=1) + "\n").encode())
+    _atomic(marker, (json.dumps(mine, indent=1) + "\n").encode(), durable=True)
 
 
 def _count(out: Path) -> int:
@@ -149,9 +147,10 @@ def _row(clip_index: int, *, label: str, caption: str, split: str, scene: str, s
 def _kept(out: Path, world: Scene, seed: int, index: int) -> dict[str, Any] | None:
     """The row of a clip that an earlier run finished. The video is renamed last, so where it is, all is."""
     name = f"{index:06d}"
-    if not (out / "clips" / f"{name}.mp4").exists():
-        return None
+    video = out / "clips" / f"{name}.mp4"
     try:
+        if video.stat().st_size == 0:
+            return None
         with np.load(out / "truth" / f"{name}.npz") as truth:
             label, caption = str(truth["motion"]), str(truth["caption"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
@@ -166,14 +165,15 @@ def _store(out: Path, clip: Clip) -> dict[str, Any]:
     return row
 
 
-def _atomic(path: Path, data: bytes) -> Path:
-    """All of the file or nothing of it."""
+def _atomic(path: Path, data: bytes, *, durable: bool = False) -> Path:
+    """All of the file or nothing of it; ``durable`` waits for the disk, which clips, that can be drawn again, need not."""
     part = path.with_name(f".{path.name}.part")
     try:
         with part.open("wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         part.replace(path)
     except OSError:
         part.unlink(missing_ok=True)
@@ -219,7 +219,7 @@ def encode(clip: Clip) -> bytes:
         video = file.add_stream("libx264", rate=rate, options=_TUNING)
         video.height, video.width = clip.frames.shape[1:3]
         video.pix_fmt = "yuv420p"
-        audio = file.add_stream("aac", rate=RATE, layout="mono")
+        audio = file.add_stream("aac", rate=RATE, layout="mono", options={"aac_coder": "fast"})
         audio.bit_rate = 48_000
         for t, picture in enumerate(clip.frames):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")

@@ -55,13 +55,13 @@ class Full(Scene):
         count = 1 + dice.integers("objects", self._objects)
         colours = dice.order("colours", len(COLOURS))
         below = dice.child("ground")
-        moving = below.uniform("moving") < self._drift
-        pattern = below.integers("pattern", len(PATTERNS))
+        look = below.table("look", moving=(0, 1), drift=(0.1, 0.35), rest=(0, len(PATTERNS)), patterned=(1, len(PATTERNS)))
+        moving = look["moving"] < self._drift
         ground = draw_ground(
             below,
             # A smooth ground shows no drift; one that moves is patterned.
-            pattern=np.where(moving, 1 + below.integers("moving_pattern", len(PATTERNS) - 1), pattern),
-            drift=np.where(moving, below.uniform("drift", 0.1, 0.35), 0.0),
+            pattern=np.where(moving, look["patterned"], look["rest"]).astype(np.int64),
+            drift=np.where(moving, look["drift"], 0.0),
             short=min(self.height, self.width),
             frames=self.frames,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +57,7 @@ def verify_clip(clip: Clip) -> Report:
     )
 
 
-def warp_back(frames: NDArray[np.uint8], flow: NDArray[np.float32]) -> NDArray[np.float32]:
+def warp_back(frames: NDArray[np.uint8], flow: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
     """``frames`` (T, H, W, 3) read, bilinearly, where ``flow`` (T, H, W, 2) leads: frame t + 1 brought back to frame t, float32 levels."""
     count, height, width = frames.shape[:3]
     x = np.clip(flow[..., 0] + np.arange(width, dtype=np.float32), 0, width - 1)

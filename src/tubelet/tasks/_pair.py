@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
 from tubelet.config import did_you_mean
@@ -9,27 +12,38 @@ from tubelet.errors import DataError
 from tubelet.tasks.embed import Embeddings
 
 
-def check_pair(train: Embeddings, test: Embeddings) -> np.ndarray:
-    """The test labels, numbered by the classes of ``train``: (n,) int64. Raises DataError that lists all that does not fit."""
+@dataclass(frozen=True)
+class Pair:
+    """Labels of both sets, (n,) int64, numbered by ``classes``: those that occur in the training set, in its order."""
+
+    train_labels: np.ndarray
+    test_labels: np.ndarray
+    classes: tuple[str, ...]
+
+
+def check_pair(train: Embeddings, test: Embeddings) -> Pair:
+    """Number the labels of two sets alike. Raises DataError that lists all that does not fit."""
     problems = [*_alone("training", train), *_alone("test", test)]
     if not problems and train.vectors.shape[1] != test.vectors.shape[1]:
         problems.append(f"training vectors have {train.vectors.shape[1]} numbers, test vectors {test.vectors.shape[1]}: use the same run and pool")
     if not problems and len(set(train.labels.tolist())) < 2:
         problems.append(f"all {len(train)} training items are of one class, {train.classes[train.labels[0]]!r}; there must be at least two")
-    labels = np.zeros(0, np.int64)
+    numbers: dict[str, int] = {}
     if not problems:
-        seen = {train.classes[i]: i for i in sorted(set(train.labels.tolist()))}
+        numbers = {train.classes[old]: new for new, old in enumerate(sorted(set(train.labels.tolist())))}
         named = [test.classes[i] for i in test.labels]
-        for name in sorted(set(named) - seen.keys()):
-            near = did_you_mean(name, seen)
+        for name in sorted(set(named) - numbers.keys()):
+            near = did_you_mean(name, numbers)
             problems.append(f"class {name!r} of {named.count(name)} test items does not occur in the training set{near}")
-        labels = np.array([seen.get(name, -1) for name in named], np.int64)
-    both = 0 if problems else _same_items(train, test)
-    if both:
+    if not problems and (both := _same_items(train, test)):
         problems.append(f"{both} test items are also training items (same key, same vector); give disjoint splits")
     if problems:
         raise DataError(problems[0] if len(problems) == 1 else "\n  - ".join([f"{len(problems)} problems:", *problems]))
-    return labels
+
+    def numbered(e: Embeddings) -> np.ndarray:
+        return np.array([numbers[e.classes[i]] for i in e.labels], np.int64)
+
+    return Pair(numbered(train), numbered(test), tuple(numbers))
 
 
 def _alone(name: str, e: Embeddings) -> list[str]:
@@ -45,3 +59,8 @@ def _same_items(train: Embeddings, test: Embeddings) -> int:
     """Items that are the same in both, not only named alike: two sources may use one name for two videos."""
     row = {key: i for i, key in enumerate(train.keys)}
     return sum(key in row and np.array_equal(train.vectors[row[key]], test.vectors[i]) for i, key in enumerate(test.keys))
+
+
+def about_training(train: Embeddings) -> dict[str, Any]:
+    """What a Score says of its training set."""
+    return {"n_train": len(train), "n_train_total": train.n_total, "train_failures": [list(f) for f in train.failures]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tubelet.errors import ConfigError
-from tubelet.tasks._pair import check_pair
+from tubelet.tasks._pair import about_training, check_pair
 from tubelet.tasks.embed import Embeddings
 from tubelet.tasks.metrics import Score, classification
 
@@ -43,16 +43,16 @@ def knn(train: Embeddings, test: Embeddings, *, k: int = 20, temperature: float 
     """
     if k < 1 or temperature <= 0:
         raise ConfigError([f"--k {k}: must be at least 1"] if k < 1 else f"temperature {temperature}: must be above 0")
-    labels = check_pair(train, test)
+    pair = check_pair(train, test)
     used = min(k, len(train))
-    votes = neighbour_votes(train.vectors, train.labels, test.vectors, len(train.classes), k=used, temperature=temperature)
+    votes = neighbour_votes(train.vectors, pair.train_labels, test.vectors, len(pair.classes), k=used, temperature=temperature)
     return classification(
         f"{used}-nearest-neighbour",
         votes,
-        labels,
+        pair.test_labels,
         test.keys,
-        train.classes,
+        pair.classes,
         n_total=test.n_total,
-        failures=(*test.failures, *train.failures),
-        details={"pool": test.pool, "k": used, "temperature": temperature, "n_train": len(train), "n_train_total": train.n_total},
+        failures=test.failures,
+        details={"pool": test.pool, "k": used, "temperature": temperature, **about_training(train)},
     )

@@ -90,8 +90,8 @@ class Score:
     """What an evaluation found.
 
     ``value``, ``low``, ``high``: top-1 accuracy and its 95 % Wilson interval, shares in [0, 1], over the ``n_scored`` test items that
-    could be read of ``n_total``. ``failures``: (key, reason) of the others and of unreadable training items. ``details``: settings that
-    were chosen and further figures. ``predictions``: test key -> (true class, predicted class).
+    could be read of ``n_total``. ``failures``: (key, reason) of the others. ``details``: settings that were chosen, figures, and what
+    became of the training items. ``predictions``: test key -> (true class, predicted class).
     """
 
     name: str

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from tubelet.core.draw import hash_uniform, name_key
-from tubelet.tasks._pair import check_pair
+from tubelet.tasks._pair import about_training, check_pair
 from tubelet.tasks.embed import Embeddings
 from tubelet.tasks.metrics import Score, classification, top_k
 
@@ -80,17 +80,18 @@ def probe(train: Embeddings, test: Embeddings, *, seed: int = 0) -> Score:
 
     Raises DataError for sets that do not fit together.
     """
-    labels = check_pair(train, test)
-    strength, tried = choose_strength(train.vectors, train.labels, len(train.classes), seed)
-    fitted = LinearProbe(train.vectors, train.labels, strength=strength, classes=len(train.classes))
+    pair = check_pair(train, test)
+    classes = len(pair.classes)
+    strength, tried = choose_strength(train.vectors, pair.train_labels, classes, seed)
+    fitted = LinearProbe(train.vectors, pair.train_labels, strength=strength, classes=classes)
     details = {"pool": test.pool, "C": strength, "C_tried": tried, "converged": fitted.converged, "seed": seed}
     return classification(
         "linear probe",
         fitted.scores(test.vectors),
-        labels,
+        pair.test_labels,
         test.keys,
-        train.classes,
+        pair.classes,
         n_total=test.n_total,
-        failures=(*test.failures, *train.failures),
-        details={**details, "n_train": len(train), "n_train_total": train.n_total},
+        failures=test.failures,
+        details={**details, **about_training(train)},
     )

@@ -1,0 +1,1 @@
+"""Pictures of clips, masks, reconstructions and curves. Pillow only."""
