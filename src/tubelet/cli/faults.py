@@ -26,6 +26,8 @@ def report(error: BaseException) -> int:
         return USAGE if isinstance(error, ConfigError) else FAILURE
     if memory := _out_of_memory(error):
         say(f"error: {memory}")
+    elif isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("tubelet"):
+        say(f"error: the package {error.name!r} is not installed; Tubelet needs it here: pip install {str(error.name).partition('.')[0]}")
     elif isinstance(error, OSError) and error.errno is not None:
         where = f"{error.filename}: " if error.filename else ""
         full = "; free some space, then start again (pretrain: with --resume)" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -210,7 +211,7 @@ class VideoMAE(Method):
         learned = None if self.masking is None else self.masking.loss(mask, error.detach())
         if learned is not None:
             terms["masker"] = (learned, 1.0)
-        zero = answer_error(pred.detach() * 0, target, self.loss)
+        zero = answer_error(torch.zeros_like(target), target, self.loss)
         return Losses(terms, {"zero_answer": reduce(zero, weight)})
 
     @staticmethod

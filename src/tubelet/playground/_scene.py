@@ -48,6 +48,8 @@ def _read_motions(value: Any) -> Any:
 
 
 Size = Annotated[tuple[int, int], BeforeValidator(_read_size)]
+Frames = Annotated[int, Field(ge=2, le=4096)]
+Fps = Annotated[float, Field(ge=1, le=240, allow_inf_nan=False)]
 Motions = Annotated[tuple[str, ...], BeforeValidator(_read_motions)]
 
 
@@ -59,8 +61,8 @@ class SceneSettings(Settings, ABC):
     """
 
     size: Size
-    frames: int = Field(ge=2, le=4096)
-    fps: float = Field(ge=1, le=240, allow_inf_nan=False)
+    frames: Frames
+    fps: Fps
     motions: Motions
 
     @abstractmethod

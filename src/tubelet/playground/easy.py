@@ -10,7 +10,7 @@ import numpy as np
 from tubelet.playground._draw import Dice, Ints
 from tubelet.playground._ground import PATTERNS, draw_ground
 from tubelet.playground._motions import BY_NAME, Ranges
-from tubelet.playground._scene import Motions, Scene, SceneSettings, Size
+from tubelet.playground._scene import Fps, Frames, Motions, Scene, SceneSettings, Size
 from tubelet.playground._shapes import COLOURS
 from tubelet.playground._world import World, draw_body
 
@@ -25,8 +25,8 @@ class Config(SceneSettings):
 
     kind: Literal["easy"] = "easy"
     size: Size = (32, 32)
-    frames: int = 8
-    fps: float = 8.0
+    frames: Frames = 8
+    fps: Fps = 8.0
     motions: Motions = tuple(BY_NAME)[:8]
 
     def build(self) -> Easy:

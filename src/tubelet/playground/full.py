@@ -14,7 +14,7 @@ from pydantic import Field
 from tubelet.playground._draw import Dice, Ints
 from tubelet.playground._ground import PATTERNS, draw_ground
 from tubelet.playground._motions import BY_NAME, MOTIONS, Ranges
-from tubelet.playground._scene import Motions, Scene, SceneSettings, Size
+from tubelet.playground._scene import Fps, Frames, Motions, Scene, SceneSettings, Size
 from tubelet.playground._shapes import COLOURS, SHAPES, TEXTURES
 from tubelet.playground._world import World, draw_body
 
@@ -32,8 +32,8 @@ class Config(SceneSettings):
 
     kind: Literal["full"] = "full"
     size: Size = (128, 128)
-    frames: int = 48
-    fps: float = 24.0
+    frames: Frames = 48
+    fps: Fps = 24.0
     motions: Motions = tuple(BY_NAME)
     objects: int = Field(default=3, ge=1, le=3)
     drift: float = Field(default=0.5, ge=0, le=1)

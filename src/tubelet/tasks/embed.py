@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,11 +17,13 @@ from torch import Tensor
 
 from tubelet.config import did_you_mean
 from tubelet.core import Batch, Method, Tokens
-from tubelet.data.evaluation import EvalFeed
-from tubelet.data.table import Table
 from tubelet.errors import CheckpointError, ConfigError, DataError
 from tubelet.nn import pool as pools
 from tubelet.train.checkpoint import atomic
+
+if TYPE_CHECKING:
+    from tubelet.data.evaluation import EvalFeed
+    from tubelet.data.table import Table
 
 POOLS = ("mean", "slots", "class")
 ENDINGS = (".npz", ".parquet")
@@ -70,7 +74,7 @@ class Embeddings:
             raise DataError(f"{path}: no such file")
         try:
             return (_load_npz if path.suffix == ".npz" else _load_parquet)(path)
-        except (KeyError, ValueError, OSError, EOFError) as error:  # zipfile and pyarrow errors are among these
+        except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # pyarrow's are among these
             raise DataError(f"{path} does not hold embeddings written by Tubelet ({type(error).__name__}: {error})") from None
 
 

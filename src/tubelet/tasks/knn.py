@@ -36,7 +36,7 @@ def _unit(x: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
-def knn(train: Embeddings, test: Embeddings, *, k: int = 20, temperature: float = 0.07) -> Score:
+def score_knn(train: Embeddings, test: Embeddings, *, k: int = 20, temperature: float = 0.07) -> Score:
     """Classify the test items by their ``k`` nearest training items (at most as many as there are).
 
     Raises ConfigError for impossible settings, DataError for sets that do not fit together.

@@ -138,8 +138,8 @@ class Score:
 
         write_text(Path(path), self.to_json())
 
-    def compare(self, other: Score) -> Comparison:
-        """Paired comparison on the same test items. Raises ConfigError where the two did not score the same items."""
+    def compare(self, other: Score, *, names: tuple[str, str] = ("first", "second")) -> Comparison:
+        """Paired comparison on the same test items; ``names`` such as ("trained", "random weights"). Raises ConfigError where the two did not score the same items."""
         if self.predictions.keys() != other.predictions.keys() or not self.predictions:
             shared = len(self.predictions.keys() & other.predictions.keys())
             raise ConfigError(
@@ -151,12 +151,7 @@ class Score:
         theirs = np.array([len(set(other.predictions[k])) == 1 for k in keys])
         table = [int(x.sum()) for x in (mine & theirs, mine & ~theirs, ~mine & theirs, ~mine & ~theirs)]
         low, high = paired_interval(*table)
-        return Comparison(_label(self), _label(other), (table[1] - table[2]) / len(keys), low, high, mcnemar(table[1], table[2]), len(keys))
-
-
-def _label(score: Score) -> str:
-    model = score.details.get("model")
-    return f"{score.name} ({score.details.get('pool', '')}{', ' + str(model) if model else ''})"
+        return Comparison(*names, (table[1] - table[2]) / len(keys), low, high, mcnemar(table[1], table[2]), len(keys))
 
 
 def classification(

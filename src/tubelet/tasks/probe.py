@@ -75,7 +75,7 @@ def choose_strength(x_ND: np.ndarray, y_N: np.ndarray, classes: int, seed: int) 
     return best[2], tried
 
 
-def probe(train: Embeddings, test: Embeddings, *, seed: int = 0) -> Score:
+def score_probe(train: Embeddings, test: Embeddings, *, seed: int = 0) -> Score:
     """Fit on the training embeddings with a penalty chosen inside them, refit on all of them, read the test set once.
 
     Raises DataError for sets that do not fit together.

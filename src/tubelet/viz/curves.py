@@ -98,10 +98,11 @@ def _lines(series: Mapping[str, Points], size: tuple[int, int], place: Place, x_
 def _ticks(values: Sequence[float], about: int = 5) -> list[float]:
     """Round numbers, at least two, that enclose the values."""
     low, high = min(values), max(values)
-    if low == high:
-        low, high = low - (abs(low) or 1) * 0.5, high + (abs(high) or 1) * 0.5
+    room = max(abs(low), abs(high), 1e-9)
+    if high - low < 1e-9 * room:  # flat: give it some room
+        low, high = low - room / 2, high + room / 2
     raw = (high - low) / about
     power = 10 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]

@@ -78,7 +78,7 @@ def restore(
     if target.space == "input":
         assert mean is not None and std is not None, "checked by target.cubes"
         predicted = predicted * std.view(-1, 1, 1, 1) + mean.view(-1, 1, 1, 1)
-    frames, grid = target.select(video, mask.grid)
+    frames, grid = target.select(video, mask.grid), target.cut(mask.grid)
     hidden = mask.hidden()
     cubes = patchify(hide(frames, grid, hidden), grid).clone()
     asked = hidden.flatten(1).gather(1, mask.target)
@@ -110,7 +110,7 @@ def figure(
     one = Reconstruction(_only(answer.mask, sample), answer.rows[sample : sample + 1].detach(), answer.target)
     clip = video[sample : sample + 1]
     made = restore(clip, one, statistics=statistics, mean=mean, std=std)
-    shown, grid = answer.target.select(clip, answer.mask.grid)
+    shown, grid = answer.target.select(clip, answer.mask.grid), answer.target.cut(answer.mask.grid)
     rows = [("input", to_unit(shown)), ("visible", hide(shown, grid, one.mask.hidden())), ("restored", made)]
     pick = sorted(set(np.linspace(0, shown.shape[2] - 1, min(frames, shown.shape[2])).round().astype(int).tolist()))
     heads = [f"frame {i}" for i in pick]

@@ -1,0 +1,162 @@
+"""All videos decoded once and kept: in main memory, shared by forked processes without a copy, or on the training device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tubelet.data import transform
+from tubelet.data.reader import Decoder, open_item, read_chosen
+from tubelet.data.settings import DataSettings
+from tubelet.data.table import Table
+from tubelet.data.workers import local_ranks, run_jobs
+from tubelet.errors import DataError, DecodeError
+
+Progress = Callable[[int, int, str], None]
+_PROBES = 24
+
+
+@dataclass(frozen=True)
+class Kept:
+    """``frames`` (n, h, w, 3) uint8, scaled so that the short side is at most the cache's. ``source``: (h, w) before that."""
+
+    frames: Tensor
+    times: np.ndarray
+    source: tuple[int, int]
+
+
+class FrameCache:
+    """Every item's frames at stride 1. An item that could not be decoded raises its DecodeError whenever it is asked for."""
+
+    def __init__(self, kept: dict[int, Kept], failed: dict[int, str]) -> None:
+        self._kept, self._failed = kept, failed
+
+    def __getitem__(self, row: int) -> Kept:
+        if row in self._failed:
+            raise DecodeError(self._failed[row])
+        return self._kept[row]
+
+    @property
+    def bytes(self) -> int:
+        """Size of all frames."""
+        return sum(k.frames.numel() for k in self._kept.values())
+
+
+class _Decode:
+    """Job of a decoding process: one whole item, scaled."""
+
+    def __init__(self, table: Table, settings: DataSettings, decoder: Decoder) -> None:
+        self.table, self.settings, self.decoder = table, settings, decoder
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitems__(self, numbers: list[int]) -> Kept | str:
+        try:
+            return self._whole(numbers[0])
+        except DecodeError as error:
+            return str(error)
+
+    def _whole(self, row: int) -> Kept:
+        item, s = self.table.item(row), self.settings
+        frames: list[Tensor] = []
+        source = (0, 0)
+
+        def choose(times: np.ndarray) -> list[np.ndarray]:
+            frames.clear()
+            return [np.arange(len(times))]
+
+        def take(_: int, rgb: np.ndarray) -> None:
+            nonlocal source
+            source = (rgb.shape[0], rgb.shape[1])
+            frame = torch.from_numpy(np.ascontiguousarray(rgb))[None]
+            frames.append(transform.cut(frame, transform.Box(0, 0, *source), kept_size(*source, s.short_side))[0].contiguous())
+
+        with open_item(item, decoder=self.decoder, timeout=s.decode_timeout, folder_fps=s.folder_fps) as reader:
+            _, times, _ = read_chosen(reader, item, choose, take)
+        return Kept(torch.stack(frames), times, source)
+
+
+def kept_size(h: int, w: int, short: int) -> tuple[int, int]:
+    """(h, w) scaled so that the short side is ``short``; smaller frames stay as they are."""
+    scale = short / min(h, w)
+    return (h, w) if scale >= 1 else (max(1, round(h * scale)), max(1, round(w * scale)))
+
+
+def estimate_bytes(table: Table, settings: DataSettings) -> int:
+    """What the cache of a table will take, from the frame counts and sizes of some of its items."""
+    rows = np.unique(np.linspace(0, len(table) - 1, min(_PROBES, len(table))).astype(int))
+    sizes = []
+    for row in rows:
+        item = table.item(int(row))
+        shape = (0, 0)
+
+        def take(_: int, rgb: np.ndarray) -> None:
+            nonlocal shape
+            shape = (rgb.shape[0], rgb.shape[1])
+
+        try:
+            with open_item(item, timeout=settings.decode_timeout, folder_fps=settings.folder_fps) as reader:
+                _, times, _ = read_chosen(reader, item, lambda times: [np.zeros(1, np.int64)], take)
+        except DecodeError:
+            continue
+        h, w = kept_size(*shape, settings.short_side)
+        sizes.append(len(times) * h * w * 3)
+    return int(np.mean(sizes) * len(table)) if sizes else 0
+
+
+def build_cache(
+    table: Table, settings: DataSettings, *, decoder: Decoder, device: str | torch.device, workers: int, progress: Progress | None = None
+) -> FrameCache:
+    """Decode everything. Raises DataError where it does not fit into free memory, before and while it is filled."""
+    target = torch.device(device) if settings.cache == "device" else torch.device("cpu")
+    free = free_bytes(target)
+    need = estimate_bytes(table, settings)
+    place = "main memory" if target.type == "cpu" else f"memory of {target}"
+    say = progress or (lambda done, total, text: None)
+    say(0, len(table), f"caching {len(table)} videos at {settings.short_side} px: about {need / 2**30:.2f} of {free / 2**30:.1f} GiB free {place}")
+    _refuse(need, free, place, settings)
+    jobs = _Decode(table, settings, decoder)
+    remote = any("://" in path for path in table.paths)
+    kept, failed, used = {}, {}, 0
+    answers = run_jobs(jobs, ([i] for i in range(len(table))), workers=workers, prefetch=2, timeout=max(300.0, 20 * settings.decode_timeout), remote=remote)
+    for row, answer in enumerate(answers):
+        if isinstance(answer, str):
+            failed[row] = answer
+        else:
+            used += answer.frames.numel()
+            _refuse(used, free, place, settings)
+            frames = answer.frames.clone() if target.type == "cpu" else answer.frames.to(target)  # clone: out of the workers' shared memory
+            kept[row] = Kept(frames, answer.times, answer.source)
+        say(row + 1, len(table), "")
+    if not kept:
+        raise DataError(f"none of the {len(table)} videos can be read: {next(iter(failed.values()))}")
+    return FrameCache(kept, failed)
+
+
+def _refuse(need: int, free: int, place: str, settings: DataSettings) -> None:
+    if need > 0.8 * free:
+        raise DataError(
+            f"data.cache = {settings.cache}: {need / 2**30:.2f} GiB of frames do not fit into the {free / 2**30:.2f} GiB of free {place} "
+            f"(with a fifth to spare); lower data.cache_size (now {settings.short_side}) or set data.cache = none"
+        )
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free memory for this training process: the device's, or its share of main memory within the container's limit."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = 2**62
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if limit.exists() and used.exists() and limit.read_text().strip().isdigit():
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return free // local_ranks()

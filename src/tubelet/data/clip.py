@@ -1,0 +1,157 @@
+"""From an item to clips: draws choose frames and boxes, one decode serves all clips of a visit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tubelet.core import Batch, Draw, Stream
+from tubelet.data import sampling, transform
+from tubelet.data.reader import Reader, read_chosen
+from tubelet.data.settings import DataSettings, Views
+from tubelet.data.table import Item
+from tubelet.data.transform import Box
+
+Windows = Callable[[np.ndarray], list[np.ndarray]]
+Boxes = Callable[[int, int], list[list[Box]]]
+
+
+@dataclass(frozen=True)
+class Clips:
+    """``data`` (V, T, h, w, 3) uint8, ``time`` (V, T) float32 seconds, ``crop`` (V, 2, 3) float32."""
+
+    data: Tensor
+    time: Tensor
+    crop: Tensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an item is looked at. ``windows``: seconds of its frames (n,) -> C index arrays (T,). ``boxes``: (h, w) of a frame -> for each
+    window the boxes to cut; the clips of a window follow each other."""
+
+    windows: Windows
+    boxes: Boxes
+
+
+class TrainDraws:
+    """The random numbers of a batch's samples, drawn at once: names ``data/start``, ``data/frames``, ``data/crop``."""
+
+    def __init__(self, settings: DataSettings, draw: Draw) -> None:
+        self.settings = settings
+        places = settings.frames if settings.sampling == "tsn" else 1
+        name = "data/frames" if settings.sampling == "tsn" else "data/start"
+        numbers = transform.ATTEMPTS * 4 if settings.crop == "random_resized" else 2
+        self.place = draw.uniform(name, places).double().numpy()
+        self.crop = draw.uniform("data/crop", numbers).double().numpy()
+
+    def plan(self, rows: Sequence[int]) -> Plan:
+        """The plan of one visit, whose clips are these samples of the batch."""
+        return Plan(
+            lambda times: [self._window(times, self.place[r]) for r in rows],
+            lambda h, w: [[self._box(h, w, self.crop[r])] for r in rows],
+        )
+
+    def _window(self, times: np.ndarray, u: np.ndarray) -> np.ndarray:
+        s, n = self.settings, len(times)
+        if s.sampling == "tsn":
+            return sampling.tsn(n, s.frames, u)
+        if s.sampling == "dense":
+            return sampling.dense(n, s.frames, s.stride, float(u[0]))
+        if s.sampling == "whole":
+            return sampling.whole(n, s.frames)
+        if s.fps is not None:
+            return sampling.window_seconds(times, s.frames, s.fps, float(u[0]))
+        return sampling.window(n, s.frames, s.stride, float(u[0]))
+
+    def _box(self, h: int, w: int, u: np.ndarray) -> Box:
+        s = self.settings
+        if s.crop == "multiscale":
+            return transform.multiscale(h, w, s.hw, s.multiscale, u)
+        if s.crop == "random_resized":
+            return transform.random_resized(h, w, s.hw, s.area, s.ratio, u.reshape(-1, 4))
+        return transform.centre(h, w, s.hw)
+
+
+def view_plan(settings: DataSettings, views: Views) -> Plan:
+    """The plan of evaluation: the same for every item, nothing drawn."""
+
+    def windows(times: np.ndarray) -> list[np.ndarray]:
+        n, frames, stride, clips = len(times), settings.frames, settings.stride, views.clips
+        if views.sampling == "dense":
+            return sampling.views_dense(n, frames, stride, clips)
+        if views.sampling == "tsn":
+            return sampling.views_tsn(n, frames, clips)
+        if views.sampling == "whole":
+            return [sampling.whole(n, frames)] * clips
+        if settings.fps is not None:
+            return sampling.views_seconds(times, frames, settings.fps, clips)
+        return sampling.views_window(n, frames, stride, clips)
+
+    def boxes(h: int, w: int) -> list[list[Box]]:
+        found = transform.three(h, w, settings.hw) if views.crops == 3 else [transform.centre(h, w, settings.hw)]
+        return [found] * views.clips
+
+    return Plan(windows, boxes)
+
+
+def make_clips(reader: Reader, item: Item, plan: Plan, out: tuple[int, int]) -> Clips:
+    """Decode and cut; each frame is decoded and converted once whatever the number of clips that show it. Raises DecodeError."""
+    planned: list[np.ndarray] = []
+    cuts: list[list[Tensor]] = []  # per clip, per frame
+    boxes: list[list[Box]] = []
+    shape = (0, 0)
+
+    def choose(times: np.ndarray) -> list[np.ndarray]:
+        planned[:] = plan.windows(times)
+        boxes.clear()
+        return planned
+
+    def take(index: int, rgb: np.ndarray) -> None:
+        nonlocal shape
+        if not boxes:
+            shape = (rgb.shape[0], rgb.shape[1])
+            boxes[:] = plan.boxes(*shape)
+            cuts[:] = [[torch.empty(0)] * len(w) for w, bs in zip(planned, boxes, strict=True) for _ in bs]
+        frame = torch.from_numpy(np.ascontiguousarray(rgb))[None]
+        clip = 0
+        for window, wanted in zip(planned, boxes, strict=True):
+            at = np.flatnonzero(window == index)
+            for box in wanted:
+                if len(at):
+                    image = transform.cut(frame, box, out)[0]
+                    for t in at:
+                        cuts[clip][t] = image
+                clip += 1
+
+    windows, times, _ = read_chosen(reader, item, choose, take)
+    data = torch.stack([torch.stack(frames) for frames in cuts])
+    repeat = [len(bs) for bs in boxes]
+    time = np.repeat(np.stack([times[w] for w in windows]), repeat, axis=0).astype(np.float32)
+    crop = np.stack([transform.affine(b, out, shape, shape) for bs in boxes for b in bs])
+    return Clips(data, torch.from_numpy(time), torch.from_numpy(crop))
+
+
+def clips_of_frames(frames: Tensor, times: np.ndarray, source: tuple[int, int], plan: Plan, out: tuple[int, int]) -> Clips:
+    """The same from frames (n, H, W, 3) that are already in memory, scaled from ``source`` (h, w) pixels; on the frames' device."""
+    have = (int(frames.shape[1]), int(frames.shape[2]))
+    data, time, crop = [], [], []
+    for window, boxes in zip(plan.windows(times), plan.boxes(*source), strict=True):
+        shown = frames[torch.from_numpy(window).to(frames.device)]
+        for box in boxes:
+            small = transform.rescale(box, source, have)
+            data.append(transform.cut(shown, small, out))
+            time.append(times[window].astype(np.float32))
+            crop.append(transform.affine(small, out, source, have))
+    return Clips(torch.stack(data), torch.from_numpy(np.stack(time)), torch.from_numpy(np.stack(crop)))
+
+
+def to_batch(clips: Sequence[Clips], *, sample: Tensor, key: Sequence[str], labels: dict[str, Tensor]) -> Batch:
+    """A batch of all clips in order; ``video`` (B, 3, T, h, w) uint8 is a view of channels-last memory."""
+    data = torch.cat([c.data for c in clips]).permute(0, 4, 1, 2, 3)
+    stream = Stream(data, time=torch.cat([c.time for c in clips]), crop=torch.cat([c.crop for c in clips]))
+    return Batch({"video": stream}, labels, sample, tuple(key))

@@ -1,0 +1,95 @@
+"""Which reader opens an item, and the one way to read frames from it that a damaged file cannot confuse."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+
+from tubelet.data.decode import Mismatch, PyavReader
+from tubelet.data.stills import StillReader
+from tubelet.data.table import Item
+from tubelet.data.timeline import Timeline
+from tubelet.errors import ConfigError, DecodeError
+
+Decoder = Literal["pyav", "torchcodec"]
+
+
+class Reader(Protocol):
+    """An opened video, picture or folder of frames; a context manager."""
+
+    def timelines(self) -> Iterator[Timeline]: ...
+
+    def frames(self, timeline: Timeline, index: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]: ...
+
+
+def choose_decoder(wanted: Literal["auto", "pyav", "torchcodec"]) -> Decoder:
+    """The decoder to use on this machine. Raises ConfigError where torchcodec was demanded and cannot be used; ``auto`` warns only
+    where it is installed and fails."""
+    if wanted == "pyav":
+        return "pyav"
+    from tubelet.data.torchcodec_reader import unusable
+
+    reason = unusable()
+    if reason is None:
+        return "torchcodec"
+    if wanted == "torchcodec":
+        raise ConfigError(f"data.decoder = torchcodec cannot be used: {reason}; decoder = pyav always works")
+    if "not installed" not in reason:
+        warnings.warn(f"torchcodec is installed but not used: {reason}; decoding with PyAV", stacklevel=2)
+    return "pyav"
+
+
+def open_item(item: Item, *, decoder: Decoder = "pyav", timeout: float = 30.0, folder_fps: float = 25.0) -> PyavReader | StillReader:
+    """The reader for an item. Raises DecodeError."""
+    if item.kind != "video":
+        return StillReader(item.path, folder=item.kind == "frames", fps=folder_fps, timeout=timeout)
+    if decoder == "torchcodec":
+        from tubelet.data.torchcodec_reader import TorchcodecReader
+
+        return TorchcodecReader(item.path, timeout=timeout)
+    return PyavReader(item.path, timeout=timeout)
+
+
+Visit = tuple[list[np.ndarray], np.ndarray, np.ndarray]
+
+
+def read_chosen(
+    reader: Reader,
+    item: Item,
+    choose: Callable[[np.ndarray], list[np.ndarray]],
+    take: Callable[[int, np.ndarray], None],
+) -> Visit:
+    """Decode once for several windows.
+
+    ``choose``: seconds of the item's frames (n,) -> index arrays into them. ``take(i, rgb)`` gets every wanted frame once, in
+    increasing order. Should the file turn out to hold fewer frames than its packets promise, ``choose`` is asked again with what there
+    really is, and frames are taken again. Returns (windows as chosen, seconds of the item's frames, frame numbers in the file).
+    """
+    for timeline in reader.timelines():
+        rows = segment(timeline.times, item)
+        windows = choose(timeline.times[rows])
+        wanted = np.unique(np.concatenate(windows))
+        try:
+            for i, rgb in reader.frames(timeline, rows[wanted]):
+                take(i - int(rows[0]), rgb)
+        except Mismatch:
+            continue
+        return windows, timeline.times[rows], rows
+    raise DecodeError(f"{item.path}: its frames cannot be found again after listing them")
+
+
+def segment(times: np.ndarray, item: Item) -> np.ndarray:
+    """Numbers of the frames of an item: all, or those with start <= time < end. Raises DecodeError where there are none."""
+    inside = np.ones(len(times), bool)
+    if item.start is not None:
+        inside &= times >= item.start - 1e-6
+    if item.end is not None:
+        inside &= times < item.end - 1e-6
+    rows = np.flatnonzero(inside)
+    if not len(rows):
+        end = "its end" if item.end is None else f"{item.end:g} s"
+        raise DecodeError(f"{item.path}: no frame between {item.start or 0:g} s and {end}; the video's frames are at {times[0]:.2f} to {times[-1]:.2f} s")
+    return rows
