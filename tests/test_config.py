@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import SerializeAsAny
 
 from tubelet import recipe
-from tubelet.config import Settings, config_class, did_you_mean, differences, family, import_file, kinds, overlay, parse, read_yaml, to_yaml
+from tubelet.config import Family, Settings, config_class, did_you_mean, differences, import_file, kinds, overlay, parse, read_yaml, to_yaml
 from tubelet.errors import ConfigError
 
 
@@ -19,7 +22,7 @@ class Inner(Settings):
 class Outer(Settings):
     name: str
     inner: Inner = Inner()
-    masking: family("tubelet.masking") | None = None
+    masking: Annotated[SerializeAsAny[Settings], Family("tubelet.masking")] | None = None
 
 
 def test_every_mistake_is_listed_with_its_path():

@@ -19,7 +19,8 @@ from tubelet.data.augment import Augment
 from tubelet.data.evaluation import EvalFeed, Views, windows
 from tubelet.data.loader import VideoFeed
 from tubelet.data.settings import DataSettings
-from tubelet.data.source import Table, open_table_for
+from tubelet.data.source import open_table, open_table_for
+from tubelet.data.table import Table
 from tubelet.errors import CheckpointError, ConfigError, DataError
 from tubelet.playground import write as write_playground
 from tubelet.recipe import Recipe, StageSettings
@@ -124,7 +125,7 @@ def _train_stage(
     _initialise(model, stage, root)
     with process_group(device) as ranks:
         speak = ranks.first and not quiet
-        table = open_table_for(sources, s.data, exclude=exclude)
+        table = open_table(sources, split=s.data.split, labels=s.data.labels, images=s.data.images, exclude=exclude)
         for note in table.notes if speak else ():
             _say(note)
         feed = VideoFeed(table, s.data, seed=s.train.seed, run_dir=folder, device=str(device), progress=_cache_progress(speak))

@@ -15,12 +15,12 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pydantic
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from tubelet.errors import ConfigError
 
@@ -42,7 +42,8 @@ def import_file(path: str | Path) -> str:
     if not path.is_file():
         raise ConfigError(f"--import {path}: no such file")
     spec = importlib.util.spec_from_file_location(f"tubelet_user_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
@@ -71,18 +72,24 @@ def config_class(package: str, kind: object) -> type[Settings]:
         own = "" if did_you_mean(str(kind), known) else ", or give a file of your own with --import"
         raise ConfigError(f"unknown kind {kind!r}{did_you_mean(str(kind), known)}; there are {', '.join(known)}{own}")
     module = _user_kinds.get(kind) or importlib.import_module(f"{package}.{kind}")
-    if "kind" not in module.Config.model_fields:
+    config: type[Settings] = module.Config
+    if "kind" not in config.model_fields:
         # A user's file need not repeat its own name; what is saved must hold it.
         named: Any = Literal[kind]  # pyright: ignore[reportInvalidTypeForm] (the literal is a value known only now)
-        module.Config = pydantic.create_model(module.Config.__name__, __base__=module.Config, kind=(named, kind))
-    return module.Config
+        config = pydantic.create_model(config.__name__, __base__=config, kind=(named, kind))
+        vars(module)["Config"] = config
+    return config
 
 
 class Family:
-    """Marks a field whose value is ``{kind: ..., settings}`` or just the kind's name. Use through :func:`family`."""
+    """Marks a field whose value is ``{kind: ..., settings}`` or just the kind's name:
+    ``masking: Annotated[SerializeAsAny[Settings], Family("tubelet.masking")] | None = None``."""
 
     def __init__(self, package: str) -> None:
         self.package = package
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self.choose, handler(source))
 
     def choose(self, value: Any) -> Any:
         if isinstance(value, Settings):
@@ -91,18 +98,14 @@ class Family:
             value = {"kind": value}
         if not isinstance(value, Mapping) or "kind" not in value:
             names = ", ".join(kinds(self.package))
-            raise PydanticCustomError("kind_missing", "give a kind ({names}), e.g. kind: {first}", {"names": names, "first": kinds(self.package)[0]})
+            raise PydanticCustomError(
+                "kind_missing", "give a kind ({names}), e.g. kind: {first}", {"names": names, "first": kinds(self.package)[0]}
+            )
         try:
             cls = config_class(self.package, value["kind"])
         except ConfigError as error:
             raise PydanticCustomError("kind_unknown", "{text}", {"text": str(error)}) from error
         return cls.model_validate(dict(value))
-
-
-def family(package: str) -> Any:
-    """The type of a field that chooses one of a package's kinds: ``masking: family("tubelet.masking") | None = None``."""
-    mark = Family(package)
-    return Annotated[SerializeAsAny[Settings], BeforeValidator(mark.choose), mark]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -134,7 +137,9 @@ def explain(cls: type[BaseModel], data: object, error: pydantic.ValidationError)
         else:
             message = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
             value = item.get("input")
-            shown = f", got {value!r}" if item["type"] != "value_error" and isinstance(value, (str, int, float, bool, list, type(None))) else ""
+            shown = (
+                f", got {value!r}" if item["type"] != "value_error" and isinstance(value, (str, int, float, bool, list, type(None))) else ""
+            )
             lines.append(f"{path}: {message}{shown}" if path else message)
     return lines
 
@@ -143,10 +148,10 @@ def _owner(cls: type[BaseModel], data: object, loc: Sequence[str | int]) -> type
     """The settings class at a path; families are resolved by the kind that the data names."""
     current: Any = cls
     for part in loc:
-        value = data[part] if (isinstance(data, Mapping) and part in data) or (isinstance(data, list) and isinstance(part, int)) else None
         if isinstance(part, int):
-            data = value
+            data = data[part] if isinstance(data, Sequence) else None
             continue
+        value = data.get(part) if isinstance(data, Mapping) else None
         info = current.model_fields.get(part) if isinstance(current, type) and issubclass(current, BaseModel) else None
         if info is None:
             return None

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SerializeAsAny, field_validator
 
-from tubelet.config import Settings, did_you_mean, family, overlay, parse, read_yaml
+from tubelet.config import Family, Settings, did_you_mean, overlay, parse, read_yaml
 from tubelet.core.stage import Stage
 from tubelet.data.settings import DataSettings
 from tubelet.errors import ConfigError
@@ -24,10 +25,17 @@ class StageSettings(Settings):
     name: str = "pretrain"
     run: Literal["train"] = "train"
     init: dict[str, str] = Field(default_factory=dict, description="module -> earlier stage's module, e.g. {encoder: pretrain.encoder}")
-    method: family("tubelet.methods")
-    masking: family("tubelet.masking") | None = None
-    data: DataSettings = DataSettings()
+    method: Annotated[SerializeAsAny[Settings], Family("tubelet.methods")]
+    masking: Annotated[SerializeAsAny[Settings], Family("tubelet.masking")] | None = None
+    data: DataSettings = Field(default_factory=lambda: DataSettings.model_validate({}))
     train: TrainSettings
+
+    @field_validator("method")
+    @classmethod
+    def _reads_clips(cls, method: Any) -> Any:
+        if "frames" not in inspect.signature(method.build).parameters:
+            raise ValueError(f"{method.kind} is built on a trained encoder, not on clips, so it cannot be a stage of pre-training")
+        return method
 
 
 class Recipe(Settings):

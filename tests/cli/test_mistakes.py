@@ -25,7 +25,12 @@ WRONG = [
     ("pretrain v --out x --btach 64", ["--btach: unknown option (did you mean --set batch=64?)"]),
     (
         "pretrain v --otu x --recipe tiny-cpu --set train.lrr=3 --set masking.ratio=high --import nofile.py",
-        ["(did you mean '--out'?)", "train.lrr: unknown setting (did you mean 'lr'?)", "masking.ratio: must be a valid number", "nofile.py: no such file"],
+        [
+            "(did you mean '--out'?)",
+            "train.lrr: unknown setting (did you mean 'lr'?)",
+            "masking.ratio: must be a valid number",
+            "nofile.py: no such file",
+        ],
     ),
     ("knn run videos --k zero --pool slot", ["--k: must be a valid integer, got 'zero'", "(did you mean 'slots'?)"]),
     ("knn run videos --k 0", ["--k: must be greater than or equal to 1"]),
@@ -36,7 +41,10 @@ WRONG = [
     ("embed run v --out x.npz --seconds long --batch 0", ["--seconds: must be a valid number, got 'long'", "--batch: must be greater"]),
     ("embed run v --frames 8", ["it is a setting: --set frames=8", "--out: must be given"]),
     ("playground", ["OUT: must be given", "--clips: must be given"]),
-    ("playground out --clips many --size 12y --fps fast", ["--clips: must be a valid integer", "'12y' is not a number of pixels", "--fps: must be"]),
+    (
+        "playground out --clips many --size 12y --fps fast",
+        ["--clips: must be a valid integer", "'12y' is not a number of pixels", "--fps: must be"],
+    ),
     ("playground out extra --clips 3", ["extra: more arguments than this command takes"]),
     ("demo videos", ["videos: more arguments than this command takes"]),
     ("recipes shwo small-data", ["shwo: unknown command (did you mean 'show'?)"]),
@@ -56,11 +64,13 @@ def test_every_mistake_is_named(cli, public, line: str, expected: list[str]):
     got = cli(*line.split())
     assert got.code == 2
     assert got.out == ""
-    assert got.err.startswith("error: ") and "Traceback" not in got.err
+    assert got.err.startswith("error: ")
+    assert "Traceback" not in got.err
     assert [e for e in expected if e not in got.err] == []
     if len(expected) > 1:
         count = int(got.err.split()[1])
-        assert count >= len(expected) and got.err.count("\n  - ") == count
+        assert count >= len(expected)
+        assert got.err.count("\n  - ") == count
     assert not any(recorder.calls for recorder in calls)
 
 
@@ -75,7 +85,28 @@ def test_a_mistake_in_settings_comes_from_the_public_function(cli, public):
 @given(
     st.lists(
         st.sampled_from(
-            ["pretrain", "knn", "probe", "embed", "recipes", "show", "--out", "--k", "-k", "--set", "--", "-", "--pool", "x", "--=", "=", "--quiet", "", "é", "-1"]
+            [
+                "pretrain",
+                "knn",
+                "probe",
+                "embed",
+                "recipes",
+                "show",
+                "--out",
+                "--k",
+                "-k",
+                "--set",
+                "--",
+                "-",
+                "--pool",
+                "x",
+                "--=",
+                "=",
+                "--quiet",
+                "",
+                "é",
+                "-1",
+            ]
         ),
         max_size=6,
     )
@@ -87,7 +118,8 @@ def test_no_sequence_of_words_breaks_the_parser(cli, public, words: list[str]):
     public("show_recipe", gives="about: x")
     got = cli(*words)
     assert got.code in (0, 2)
-    assert "Traceback" not in got.err and "unexpected" not in got.err
+    assert "Traceback" not in got.err
+    assert "unexpected" not in got.err
 
 
 class Param:

@@ -24,7 +24,8 @@ def test_frozen():
 @pytest.mark.parametrize("help_flag", ["-h", "--help"])
 def test_help_of_every_command(cli, path: tuple[str, ...], help_flag: str):
     got = cli(*path[1:], help_flag)
-    assert got.code == 0 and got.err == ""
+    assert got.code == 0
+    assert got.err == ""
     assert f"Usage: {' '.join(path)}" in got.out
 
 
@@ -59,7 +60,9 @@ def test_examples_in_help_are_right_command_lines(cli, public):
 def test_version(cli):
     assert cli("--version").out == f"tubelet {tubelet.__version__}\n"
     got = cli("version")
-    assert got.code == 0 and "torch" in got.out and "python" in got.out
+    assert got.code == 0
+    assert "torch" in got.out
+    assert "python" in got.out
 
 
 def test_nothing_asked_shows_help(cli):
@@ -67,7 +70,8 @@ def test_nothing_asked_shows_help(cli):
 
 
 def test_help_starts_fast_and_loads_no_torch():
-    script = "import sys; from tubelet.cli import run; code = run(['--help']); print(*[m for m in ('torch', 'av', 'sklearn', 'numpy') if m in sys.modules], file=sys.stderr); sys.exit(code)"
+    heavy = "*[m for m in ('torch', 'av', 'sklearn', 'numpy') if m in sys.modules]"
+    script = f"import sys; from tubelet.cli import run; code = run(['--help']); print({heavy}, file=sys.stderr); sys.exit(code)"
     best = float("inf")
     for _ in range(3):  # the best of three: other processes share the machine
         began = time.perf_counter()
@@ -86,3 +90,10 @@ def test_completion_answers():
     env = {"_TUBELET_COMPLETE": "complete_bash", "COMP_WORDS": "tubelet pre", "COMP_CWORD": "1", "PATH": "/usr/bin:/bin"}
     done = subprocess.run([sys.executable, "-m", "tubelet"], capture_output=True, text=True, timeout=60, env=env)
     assert "pretrain" in done.stdout
+
+
+def test_the_mistakes_in_the_docs_are_reported_as_they_say(cli):
+    call, *lines = DOCS.read_text(encoding="utf-8").partition("```\n$ ")[2].partition("\n```")[0].split("\n")
+    got = cli(*call.split()[1:]).err.splitlines()
+    assert got[:-1] == lines[:-1]
+    assert got[-1].startswith(lines[-1].removesuffix("..."))

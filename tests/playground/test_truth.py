@@ -55,6 +55,20 @@ def test_a_wrong_flow_is_noticed(moving):
     assert pg.verify_clip(replace(moving, flow=objects_still)).problems()
 
 
+@pytest.mark.parametrize("motion", [m for m in BY_NAME if m != "stop_and_go"])
+def test_no_flow_a_quarter_off_explains_the_objects_as_well(motion):
+    """Finer than the bounds of the check, which only find gross errors on such smooth surfaces."""
+    world = pg.build("full", size=96, frames=6, motions=(motion,), objects=1, drift=0.0)
+    for index in range(2):
+        clip = world.render(0, index)
+
+        def error(scale: float, clip=clip) -> float:
+            found = np.abs(warp_back(clip.frames[1:], clip.flow * np.float32(scale)) - clip.frames[:-1])
+            return float(found[clip.valid & (clip.masks[:-1] > 0)].mean())
+
+        assert error(1.0) < 0.8 * min(error(0.75), error(1.25))
+
+
 def test_a_wrong_mask_is_noticed(moving):
     assert pg.verify_clip(replace(moving, masks=np.roll(moving.masks, 1, axis=2))).mask_iou < 0.95
     assert pg.verify_clip(replace(moving, masks=np.where(moving.masks == 1, 0, moving.masks).astype(np.uint8))).mask_iou < 0.5

@@ -54,7 +54,7 @@ class Feed:
 
     def __iter__(self) -> Iterator[Batch]:
         for start in range(0, self.n_total, self.per):
-            chunk = [i for i in range(start, min(start + self.per, self.n_total))]
+            chunk = list(range(start, min(start + self.per, self.n_total)))
             self.failures += [(f"clip{i}.mp4", "no video stream") for i in chunk if i in self.bad]
             good = [i for i in chunk if i not in self.bad]
             if not good:
@@ -67,7 +67,10 @@ class Feed:
 
 
 def table(n: int) -> Table:
-    rows = [Row(f"/x/clip{i}.mp4", f"clip{i}.mp4", start=float(i) if i % 2 else None, end=i + 4.0 if i % 2 else None, label="ab"[i % 2]) for i in range(n)]
+    rows = [
+        Row(f"/x/clip{i}.mp4", f"clip{i}.mp4", start=float(i) if i % 2 else None, end=i + 4.0 if i % 2 else None, label="ab"[i % 2])
+        for i in range(n)
+    ]
     return Table(rows, ("a", "b"))
 
 
@@ -75,11 +78,15 @@ def test_views_are_averaged_and_rows_follow_the_table():
     seen: list[tuple[int, int]] = []
     found = embed(Reader(), Feed(5), table(5), progress=lambda done, total: seen.append((done, total)))  # type: ignore[arg-type]  # the parts of EvalFeed that embed uses
     assert found.keys == tuple(f"clip{i}.mp4" for i in range(5))
-    assert found.vectors.dtype == np.float32 and found.vectors.shape == (5, 3)
+    assert found.vectors.dtype == np.float32
+    assert found.vectors.shape == (5, 3)
     assert np.allclose(found.vectors[:, 0], [10 * i + 0.5 + 1.5 for i in range(5)])
-    assert found.labels.tolist() == [0, 1, 0, 1, 0] and found.classes == ("a", "b")
-    assert np.isnan(found.start[0]) and (found.start[3], found.end[3]) == (3.0, 7.0)
-    assert seen[-1] == (5, 5) and [d for d, _ in seen] == sorted(d for d, _ in seen)
+    assert found.labels.tolist() == [0, 1, 0, 1, 0]
+    assert found.classes == ("a", "b")
+    assert np.isnan(found.start[0])
+    assert (found.start[3], found.end[3]) == (3.0, 7.0)
+    assert seen[-1] == (5, 5)
+    assert [d for d, _ in seen] == sorted(d for d, _ in seen)
     assert (found.n_total, found.failures) == (5, ())
 
 
@@ -118,7 +125,8 @@ def test_a_vector_that_is_not_finite_names_the_item_and_the_mode_is_restored():
     model = Reader(spoil=21.0).train()
     with pytest.raises(CheckpointError, match=r"clip2\.mp4 is not finite"):
         embed(model, Feed(3), table(3))  # type: ignore[arg-type]  # as above
-    assert model.training and not any(model.modes)
+    assert model.training
+    assert not any(model.modes)
 
 
 def kept(n: int = 3) -> Embeddings:
@@ -137,7 +145,8 @@ def test_files_read_back_the_same(tmp_path: Path, ending: str):
         pytest.importorskip("pyarrow")
     path = kept().save(tmp_path / "new" / f"e{ending}")
     back = Embeddings.load(path)
-    assert same(back, kept()) and back.vectors.dtype == np.float32
+    assert same(back, kept())
+    assert back.vectors.dtype == np.float32
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
@@ -151,7 +160,9 @@ def test_npz_needs_no_pickle_and_parquet_has_plain_columns(tmp_path: Path):
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=12), min_size=1, max_size=4, unique=True))
+@given(
+    st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=12), min_size=1, max_size=4, unique=True)
+)
 def test_any_names_survive(tmp_path_factory: pytest.TempPathFactory, names: list[str]):
     e = replace(embeddings(np.ones((len(names), 2)), [-1] * len(names), []), keys=tuple(names))
     assert Embeddings.load(e.save(tmp_path_factory.mktemp("n") / "e.npz")).keys == tuple(names)
@@ -165,7 +176,12 @@ def test_file_names_that_are_no_text_can_be_written(tmp_path: Path):
 
 def test_refusals_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "there.npz").write_bytes(b"precious")
-    for name, said in [("x.npy", r"did you mean '\.npz'"), ("x", "no ending"), ("there.npz", "--overwrite"), ("x.parket", r"did you mean '\.parquet'")]:
+    for name, said in [
+        ("x.npy", r"did you mean '\.npz'"),
+        ("x", "no ending"),
+        ("there.npz", "--overwrite"),
+        ("x.parket", r"did you mean '\.parquet'"),
+    ]:
         with pytest.raises(ConfigError, match=said):
             kept().save(tmp_path / name)
     assert (tmp_path / "there.npz").read_bytes() == b"precious"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from known_embeddings import blobs, embeddings
+
 from tubelet.errors import ConfigError, DataError
 from tubelet.tasks.knn import neighbour_votes, score_knn
 
@@ -74,7 +74,11 @@ V = np.eye(4)
     [
         (embeddings(V, [-1] * 4, []), embeddings(V, [0, 1, 0, 1], ["a", "b"]), "training set has no labels"),
         (embeddings(V, [0, 1, 0, 1], ["a", "b"]), embeddings(V[:0], [], ["a"]), "test set is empty"),
-        (embeddings(V, [0, 1, -1, 1], ["a", "b"]), embeddings(V, [0, 1, 0, 1], ["a", "b"], prefix="t"), "1 of 4 training items have no label"),
+        (
+            embeddings(V, [0, 1, -1, 1], ["a", "b"]),
+            embeddings(V, [0, 1, 0, 1], ["a", "b"], prefix="t"),
+            "1 of 4 training items have no label",
+        ),
         (embeddings(V, [1] * 4, ["a", "b"]), embeddings(V, [1] * 4, ["a", "b"], prefix="t"), "one class, 'b'"),
         (embeddings(V, [0, 1, 0, 1], ["run", "walk"]), embeddings(V, [0, 1, 0, 1], ["runs", "walk"], prefix="t"), "did you mean 'run'"),
         (embeddings(V, [0, 1, 0, 1], ["a", "b"]), embeddings(V[:, :3], [0, 1, 0, 1], ["a", "b"], prefix="t"), "same run and pool"),
@@ -89,7 +93,8 @@ def test_sets_that_do_not_fit(train, test, said: str):
 def test_all_problems_at_once():
     with pytest.raises(DataError) as error:
         score_knn(embeddings(V[:0], [], []), embeddings(V, [-1] * 4, []))
-    assert "training set is empty" in str(error.value) and "test set has no labels" in str(error.value)
+    assert "training set is empty" in str(error.value)
+    assert "test set has no labels" in str(error.value)
 
 
 def test_classes_are_matched_by_name():
@@ -101,4 +106,5 @@ def test_classes_are_matched_by_name():
 def test_classes_without_a_training_item_do_not_count():
     train = embeddings(V, [0, 2, 0, 2], ["a", "b", "c"])
     score = score_knn(train, embeddings(V[:2] * 0.5, [0, 2], ["a", "b", "c"], prefix="t"), k=1)
-    assert score.details["classes"] == 2 and score.value == 1.0
+    assert score.details["classes"] == 2
+    assert score.value == 1.0

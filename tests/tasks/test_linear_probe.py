@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from known_embeddings import blobs, embeddings
+
 from tubelet.errors import DataError
 from tubelet.tasks.probe import LinearProbe, choose_strength, held_out, score_probe
 
@@ -44,7 +44,13 @@ def test_the_penalty_is_strong_where_features_are_noise_and_chosen_in_training_o
 def test_standardised_so_units_do_not_matter():
     a, b = blobs(60, 3, apart=3), blobs(90, 3, apart=3, seed=1, prefix="t")
     scale, shift = np.logspace(-3, 3, 8), np.linspace(-50, 50, 8)
-    plain, scaled = score_probe(a, b), score_probe(embeddings(a.vectors * scale + shift, a.labels, a.classes), embeddings(b.vectors * scale + shift, b.labels, b.classes, prefix="t"))
+    plain, scaled = (
+        score_probe(a, b),
+        score_probe(
+            embeddings(a.vectors * scale + shift, a.labels, a.classes),
+            embeddings(b.vectors * scale + shift, b.labels, b.classes, prefix="t"),
+        ),
+    )
     assert abs(plain.value - scaled.value) <= 2 / 90
 
 

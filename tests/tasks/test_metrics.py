@@ -99,7 +99,9 @@ def scored(right: list[bool], *, classes: int = 3, name: str = "probe", **detail
     scores = np.eye(classes)[np.where(right, labels, (labels + 1) % classes)]
     names = [f"c{i}" for i in range(classes)]
     keys = [f"v{i}" for i in range(len(right))]
-    return classification(name, scores, labels, keys, names, n_total=len(right) + 1, failures=[("bad.mp4", "empty file")], details={"pool": "mean", **details})
+    return classification(
+        name, scores, labels, keys, names, n_total=len(right) + 1, failures=[("bad.mp4", "empty file")], details={"pool": "mean", **details}
+    )
 
 
 def test_score_says_what_was_measured():
@@ -114,7 +116,9 @@ def test_score_says_what_was_measured():
 def test_top_5_with_ten_classes_and_the_commonest_class():
     assert "top5" in scored([True] * 20, classes=10).details
     labels = np.array([0] * 9 + [1])
-    score = classification("x", np.tile([1.0, 0.0], (10, 1)), labels, [str(i) for i in range(10)], ("a", "b"), n_total=10, details={"pool": "mean"})
+    score = classification(
+        "x", np.tile([1.0, 0.0], (10, 1)), labels, [str(i) for i in range(10)], ("a", "b"), n_total=10, details={"pool": "mean"}
+    )
     assert "commonest class 90.0 %" in str(score)
     assert score.details["mean_class"] == 0.5
 

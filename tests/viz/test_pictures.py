@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -44,7 +45,8 @@ def test_hide_greys_hidden_cubes_only():
     video, mask = clip(), tube()
     seen = hide(video, GRID, mask.hidden(), 0.5)
     truth = to_unit(video)
-    assert (seen[:, :, :, :8, :8] == 0.5).all() and (seen[:, :, :, 8:, 16:] == 0.5).all()
+    assert (seen[:, :, :, :8, :8] == 0.5).all()
+    assert (seen[:, :, :, 8:, 16:] == 0.5).all()
     assert torch.equal(seen[:, :, :, :8, 8:16], truth[:, :, :, :8, 8:16])
 
 
@@ -71,7 +73,8 @@ def test_visible_cubes_stay_as_filmed_whatever_is_predicted():
     wild = Reconstruction(mask, torch.full((2, mask.target.shape[1], 384), 50.0), PixelTarget())
     made = restore(video, wild)
     assert torch.equal(made[:, :, :, :8, 8:16], to_unit(video)[:, :, :, :8, 8:16])
-    assert made.min() >= 0 and made.max() <= 1
+    assert made.min() >= 0
+    assert made.max() <= 1
 
 
 def test_what_was_not_asked_stays_grey():
@@ -114,14 +117,16 @@ def test_neighbours_that_agree_are_believed(centre: float, scale: float):
     c, s = torch.full((2, 4, 3, 1, 1, 1), centre), torch.full((2, 4, 3, 1, 1, 1), scale)
     got_c, got_s = neighbour_statistics(c, s, mask)
     assert got_c.shape == (2, 8, 3, 1, 1, 1)
-    assert torch.allclose(got_c, torch.tensor(centre), atol=1e-5) and torch.allclose(got_s, torch.tensor(scale), rtol=1e-4)
+    assert torch.allclose(got_c, torch.tensor(centre), atol=1e-5)
+    assert torch.allclose(got_s, torch.tensor(scale), rtol=1e-4)
 
 
 def test_the_nearest_neighbour_counts_most():
     grid = TokenGrid(("t", "h", "w"), (1, 1, 12), (1, 1, 1))
     mask = Mask(grid, torch.tensor([[0, 11]]), torch.tensor([[1, 6]]))
     centre, _ = neighbour_statistics(torch.tensor([[0.0, 1.0]])[..., None], torch.ones(1, 2, 1), mask)
-    assert centre[0, 0, 0] < 0.01 and 0.5 < centre[0, 1, 0] < 0.9
+    assert centre[0, 0, 0] < 0.01
+    assert 0.5 < centre[0, 1, 0] < 0.9
 
 
 def test_figure_shows_the_pixels_and_says_whose_statistics():
@@ -138,21 +143,26 @@ def test_figure_shows_the_pixels_and_says_whose_statistics():
     assert len(found) == 1
     own = figure(video, answer, sample=1, cell=16, frames=4, statistics="own")
     assert np.asarray(own).shape != array.shape or not np.array_equal(np.asarray(own), array)
-    assert "own" in CAPTIONS["own"] and "own" not in CAPTIONS["visible"]
+    assert "own" in CAPTIONS["own"]
+    assert "own" not in CAPTIONS["visible"]
 
 
 @pytest.mark.parametrize(("frames", "cell"), [(1, 8), (3, 100), (8, 500)])
 def test_figure_of_any_size(frames: int, cell: int):
     video = clip()
-    picture = figure(video, perfect(video, tube(), PixelTarget()), frames=frames, cell=cell, title="a title", time=torch.arange(8.0).view(2, 4))
-    assert picture.mode == "RGB" and min(picture.size) > 20
+    picture = figure(
+        video, perfect(video, tube(), PixelTarget()), frames=frames, cell=cell, title="a title", time=torch.arange(8.0).view(2, 4)
+    )
+    assert picture.mode == "RGB"
+    assert min(picture.size) > 20
 
 
 def test_sheet_keeps_its_pictures():
     red, blue = Image.new("RGB", (20, 10), "red"), Image.new("RGB", (10, 30), "blue")
     made = sheet([red, blue], ["first", "second"], columns=2)
     colours = {c: n for n, c in made.getcolors(100_000) or []}
-    assert colours[(255, 0, 0)] == 200 and colours[(0, 0, 255)] == 300
+    assert colours[(255, 0, 0)] == 200
+    assert colours[(0, 0, 255)] == 300
     with pytest.raises(ConfigError, match="as many captions"):
         sheet([red, blue], ["one"])
     with pytest.raises(ConfigError):
@@ -170,15 +180,17 @@ def test_ticks_enclose_the_values(values: list[float]):
     ticks = _ticks(values)
     slack = 1e-6 * max(1.0, max(map(abs, values)))
     assert 2 <= len(ticks) <= 12
-    assert ticks[0] <= min(values) + slack and ticks[-1] >= max(values) - slack
-    assert all(a < b for a, b in zip(ticks, ticks[1:], strict=False))
+    assert ticks[0] <= min(values) + slack
+    assert ticks[-1] >= max(values) - slack
+    assert all(a < b for a, b in itertools.pairwise(ticks))
 
 
 def test_a_falling_curve_falls():
     picture = np.asarray(curves({"loss": [(0.0, 1.0), (10.0, 0.0)]}, size=(300, 200))).astype(int)
     blue = np.argwhere((picture[..., 2] > picture[..., 0] + 60) & (picture[..., 2] > 120))
     left, right = blue[blue[:, 1].argmin()], blue[blue[:, 1].argmax()]
-    assert left[0] < 40 and right[0] > 130
+    assert left[0] < 40
+    assert right[0] > 130
 
 
 def test_gaps_single_points_and_nothing_to_draw():

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import signal
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,14 +14,39 @@ import typer
 import tubelet
 from tubelet.cli.collect import CHECKS, SETTINGS, Command, Group, one_of
 from tubelet.cli.faults import say, speaks
+from tubelet.cli.options import (
+    DATA,
+    FEATURES,
+    MODEL,
+    OUTPUT,
+    RUN,
+    SIZES,
+    Batch,
+    DataSet,
+    Device,
+    Json,
+    Overwrite,
+    Pool,
+    Random,
+    RunDir,
+    Seed,
+    Set,
+    Sources,
+    TestSources,
+    TestSplit,
+    TrainSplit,
+    check_size,
+    examples,
+    flag,
+    option,
+)  # fmt: skip
+from tubelet.cli.show import duration, list_failures, progress
 from tubelet.errors import ConfigError
 
 if TYPE_CHECKING:
     from tubelet.tasks import Score
     from tubelet.train.loop import Result
 
-SIZES = ("tiny", "small", "base", "large", "huge", "giant")
-POOLS = ("mean", "slots", "class")
 HELP = {"help_option_names": ["-h", "--help"]}
 
 app = typer.Typer(
@@ -39,48 +61,6 @@ app = typer.Typer(
 recipes_app = typer.Typer(cls=Group, context_settings=HELP, rich_markup_mode="rich", invoke_without_command=True)
 
 
-def examples(*lines: str) -> str:
-    """An epilog: every line a paragraph of its own."""
-    return "[bold]Examples[/]\n\n" + "\n\n".join(lines)
-
-
-def option(help: str, *names: str, panel: str | None = None, **more: Any) -> Any:
-    """An option of a command."""
-    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
-
-
-def flag(help: str, *names: str, panel: str | None = None) -> Any:
-    """A switch without its opposite."""
-    return typer.Option(*names, help=help, rich_help_panel=panel, metavar="")
-
-
-MODEL, DATA, RUN, OUTPUT, FEATURES = "Model and training", "Data", "Run", "Output", "Features"
-Sources = Annotated[list[str], typer.Argument(help="Folders, videos, manifests (.csv .jsonl), lists (.txt) or URLs", metavar="SOURCES")]
-RunDir = Annotated[str, typer.Argument(help="Run folder of tubelet pretrain, or one of its .safetensors files", metavar="RUN")]
-Set = Annotated[list[str], option("A setting by its path, as path=value. Repeat for several.", "--set", panel=MODEL, metavar="PATH=VALUE")]
-DataSet = Annotated[
-    list[str], option("A data setting (fps=8), or views.clips=4 for several views of each video. Repeat.", "--set", panel=DATA, metavar="PATH=VALUE")
-]
-Device = Annotated[str, option("auto, cpu, cuda or cuda:N.", "--device", panel=RUN, metavar="NAME")]
-Random = Annotated[bool, flag("Use the same architecture with random weights: the control.", "--random", panel=MODEL)]
-Pool = Annotated[
-    str, option("mean of all tokens; slots: one mean per time slot; class token.", "--pool", panel=FEATURES, metavar="|".join(POOLS), callback=one_of(*POOLS))
-]
-TrainSplit = Annotated[str, option("Split to fit on: a manifest's split, or a sub-folder.", "--train", panel=DATA, metavar="NAME")]
-TestSplit = Annotated[str, option("Split to score.", "--test", panel=DATA, metavar="NAME")]
-TestSources = Annotated[list[str], option("Score these sources instead of a split. Repeat.", "--test-sources", panel=DATA, metavar="SOURCE")]
-Batch = Annotated[int, option("Items encoded at once.", "--batch", panel=RUN, min=1, metavar="N")]
-Overwrite = Annotated[bool, flag("Replace what --out already holds.", "--overwrite", panel=OUTPUT)]
-Seed = Annotated[int, option("Seed of whatever is drawn.", "--seed", panel=RUN, min=0, metavar="N")]
-Json = Annotated[Path | None, option("Also write the result with every prediction as JSON.", "--json", panel=OUTPUT, metavar="FILE")]
-
-
-def _size(value: str | None) -> str | None:
-    if value is not None and not re.fullmatch(r"\d+(x\d+)?", value):
-        raise typer.BadParameter(f"{value!r} is not a number of pixels such as 64, or HEIGHTxWIDTH such as 120x160")
-    return value
-
-
 def _version(value: bool) -> None:
     if value:
         typer.echo(f"tubelet {tubelet.__version__}")
@@ -88,7 +68,11 @@ def _version(value: bool) -> None:
 
 
 @app.callback()
-def root(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_version, metavar="")] = False) -> None:
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_version, metavar="")
+    ] = False,
+) -> None:
     """Self-supervised learning from video."""
 
 
@@ -108,15 +92,27 @@ def pretrain(
     out: Annotated[str, option("Folder of the run: settings, checkpoints, metrics, model.", "--out", panel=OUTPUT, metavar="FOLDER")],
     recipe: Annotated[
         str | None,
-        option("Name (tubelet recipes lists them) or a YAML file. Default: one-gpu, without a GPU tiny-cpu.", "--recipe", panel=MODEL, metavar="NAME|FILE"),
+        option(
+            "Name (tubelet recipes lists them) or a YAML file. Default: one-gpu, without a GPU tiny-cpu.",
+            "--recipe",
+            panel=MODEL,
+            metavar="NAME|FILE",
+        ),
     ] = None,
-    size: Annotated[str | None, option(f"Size of the model: {', '.join(SIZES)}.", "--size", panel=MODEL, metavar="SIZE", callback=one_of(*SIZES))] = None,
+    size: Annotated[
+        str | None, option(f"Size of the model: {', '.join(SIZES)}.", "--size", panel=MODEL, metavar="SIZE", callback=one_of(*SIZES))
+    ] = None,
     settings: Set = [],  # noqa: B006 (Typer reads it; nobody changes it)
     imports: Annotated[
-        list[str], option("Your own Python file with a masking or method; its name is the kind. Repeat.", "--import", panel=MODEL, metavar="FILE")
+        list[str],
+        option("Your own Python file with a masking or method; its name is the kind. Repeat.", "--import", panel=MODEL, metavar="FILE"),
     ] = [],  # noqa: B006
-    exclude: Annotated[list[str], option("Leave out items whose key matches, e.g. '*/broken/*'. Repeat.", "--exclude", panel=DATA, metavar="PATTERN")] = [],  # noqa: B006
-    device: Annotated[str | None, option("auto, cpu, cuda or cuda:N; short for --set train.device.", "--device", panel=RUN, metavar="NAME")] = None,
+    exclude: Annotated[
+        list[str], option("Leave out items whose key matches, e.g. '*/broken/*'. Repeat.", "--exclude", panel=DATA, metavar="PATTERN")
+    ] = [],  # noqa: B006
+    device: Annotated[
+        str | None, option("auto, cpu, cuda or cuda:N; short for --set train.device.", "--device", panel=RUN, metavar="NAME")
+    ] = None,
     resume: Annotated[bool, flag("Go on from the newest checkpoint in --out.", "--resume", panel=RUN)] = False,
     quiet: Annotated[bool, flag("Print nothing but errors.", "--quiet", panel=OUTPUT)] = False,
 ) -> int:
@@ -137,10 +133,11 @@ def _ended(result: Result, out: str, args: Sequence[str], quiet: bool) -> int:
         again = [*args, *([] if "--resume" in args else ["--resume"])]
         launch = "" if "RANK" not in os.environ else "torchrun with the same options -m "
         if speaks():
-            say(f"stopped by {result.stopped_by}: saved at step {result.step} of {result.total_steps}; continue with:\n  {launch}tubelet {shlex.join(again)}")
+            at = f"saved at step {result.step} of {result.total_steps}"
+            say(f"stopped by {result.stopped_by}: {at}; continue with:\n  {launch}tubelet {shlex.join(again)}")
         return 128 + signal.Signals[result.stopped_by].value
     if speaks() and not quiet:
-        typer.echo(f"done: {result.step} steps, {result.samples} clips in {_duration(result.seconds)}; the run is in {out}")
+        typer.echo(f"done: {result.step} steps, {result.samples} clips in {duration(result.seconds)}; the run is in {out}")
     return 0
 
 
@@ -196,11 +193,17 @@ def embed(
     sources: Sources,
     out: Annotated[str, option("File to write: .npz, or .parquet (needs pyarrow).", "--out", panel=OUTPUT, metavar="FILE")],
     pool: Pool = "mean",
-    seconds: Annotated[float | None, option("Cut every video into windows of this length, one row each.", "--seconds", panel=FEATURES, metavar="S")] = None,
-    hop: Annotated[float | None, option("Seconds from one window to the next; default: no gap, no overlap.", "--hop", panel=FEATURES, metavar="S")] = None,
+    seconds: Annotated[
+        float | None, option("Cut every video into windows of this length, one row each.", "--seconds", panel=FEATURES, metavar="S")
+    ] = None,
+    hop: Annotated[
+        float | None, option("Seconds from one window to the next; default: no gap, no overlap.", "--hop", panel=FEATURES, metavar="S")
+    ] = None,
     batch: Batch = 8,
     device: Device = "auto",
-    split: Annotated[str | None, option("Only this split: a manifest's split, or a sub-folder.", "--split", panel=DATA, metavar="NAME")] = None,
+    split: Annotated[
+        str | None, option("Only this split: a manifest's split, or a sub-folder.", "--split", panel=DATA, metavar="NAME")
+    ] = None,
     settings: DataSet = [],  # noqa: B006
     random: Random = False,
     overwrite: Overwrite = False,
@@ -210,7 +213,7 @@ def embed(
 
     Several views of a video (--set views.clips=4, views.crops=3) are averaged. Videos that cannot be read are listed and have no row.
     """
-    with _progress("embedding", quiet) as progress:
+    with progress("embedding", quiet) as step:
         result = tubelet.embed(
             run,
             sources,
@@ -224,20 +227,22 @@ def embed(
             settings=settings,
             random=random,
             overwrite=overwrite,
-            progress=progress,
+            progress=step,
         )
     if not quiet:
         typer.echo(f"{result} -> {out}")
-    _list_failures(result.failures, result.n_total)
+    list_failures(result.failures, result.n_total)
 
 
 def _evaluate(name: str, run: str, sources: Sequence[str], json_out: Path | None, test_sources: Sequence[str], **more: Any) -> None:
     """What knn and probe share."""
-    with _progress("embedding", quiet=False) as progress:
-        score: Score = getattr(tubelet, name)(run, sources, test_sources=list(test_sources) or None, json_out=json_out, progress=progress, **more)
+    with progress("embedding", quiet=False) as step:
+        score: Score = getattr(tubelet, name)(
+            run, sources, test_sources=list(test_sources) or None, json_out=json_out, progress=step, **more
+        )
     typer.echo(str(score))
-    _list_failures(score.failures, score.n_total, "test items")
-    _list_failures(score.details.get("train_failures", []), score.details.get("n_train_total", 0), "training items")
+    list_failures(score.failures, score.n_total, "test items")
+    list_failures(score.details.get("train_failures", []), score.details.get("n_train_total", 0), "training items")
 
 
 @app.command(
@@ -309,13 +314,20 @@ def probe(
 @app.command(
     cls=Command,
     context_settings=HELP,
-    epilog=examples("tubelet playground worlds/ --clips 200", "tubelet playground easy/ --clips 400 --scene easy --size 32 --frames 16 --seed 1"),
+    epilog=examples(
+        "tubelet playground worlds/ --clips 200", "tubelet playground easy/ --clips 400 --scene easy --size 32 --frames 16 --seed 1"
+    ),
 )
 def playground(
     out: Annotated[str, typer.Argument(help="Folder for the clips and their manifest", metavar="OUT")],
     clips: Annotated[int, option("How many; more than the folder holds = go on from there.", "--clips", panel=OUTPUT, min=1, metavar="N")],
-    scene: Annotated[str, option("Kind of scene: full, or easy (still ground, one object).", "--scene", panel=DATA, metavar="NAME")] = "full",
-    size: Annotated[str | None, option("Side in pixels, or HEIGHTxWIDTH. Default: the scene's own.", "--size", panel=DATA, metavar="N|HxW", callback=_size)] = None,
+    scene: Annotated[
+        str, option("Kind of scene: full, or easy (still ground, one object).", "--scene", panel=DATA, metavar="NAME")
+    ] = "full",
+    size: Annotated[
+        str | None,
+        option("Side in pixels, or HEIGHTxWIDTH. Default: the scene's own.", "--size", panel=DATA, metavar="N|HxW", callback=check_size),
+    ] = None,
     frames: Annotated[int | None, option("Frames of a clip. Default: the scene's own.", "--frames", panel=DATA, min=1, metavar="N")] = None,
     fps: Annotated[float | None, option("Frames a second. Default: the scene's own.", "--fps", panel=DATA, metavar="F")] = None,
     seed: Seed = 0,
@@ -323,9 +335,18 @@ def playground(
     overwrite: Annotated[bool, flag("Replace a playground that was made with other settings.", "--overwrite", panel=OUTPUT)] = False,
 ) -> None:
     """Render labelled videos of moving shapes, with sound, masks and flow, to try things on."""
-    with _progress("rendering", quiet=False) as progress:
+    with progress("rendering", quiet=False) as step:
         manifest = tubelet.make_playground(
-            out, clips=clips, seed=seed, scene=scene, size=_sides(size), frames=frames, fps=fps, verify=verify, overwrite=overwrite, progress=progress
+            out,
+            clips=clips,
+            seed=seed,
+            scene=scene,
+            size=_sides(size),
+            frames=frames,
+            fps=fps,
+            verify=verify,
+            overwrite=overwrite,
+            progress=step,
         )
     typer.echo(f"{clips} clips: {manifest}")
 
@@ -371,31 +392,10 @@ def version() -> None:
     from importlib.metadata import version as of
 
     parts = [f"{name} {of(name)}" for name in ("torch", "av", "numpy")]
-    typer.echo(f"tubelet {tubelet.__version__}\npython {platform.python_version()} on {platform.system()} {platform.machine()}\n" + "\n".join(parts))
-
-
-@contextmanager
-def _progress(what: str, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on a terminal's stderr, in items; nothing elsewhere."""
-    if quiet or not speaks() or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _list_failures(failures: Sequence[Sequence[str]], total: int, what: str = "items", shown: int = 5) -> None:
-    if not failures:
-        return
-    lines = [f"{len(failures)} of {total} {what} could not be read:", *(f"  {key}: {reason}" for key, reason in failures[:shown])]
-    if len(failures) > shown:
-        lines.append(f"  ... and {len(failures) - shown} more")
-    say("\n".join(lines))
+    typer.echo(
+        f"tubelet {tubelet.__version__}\npython {platform.python_version()} on {platform.system()} {platform.machine()}\n"
+        + "\n".join(parts)
+    )
 
 
 def _sides(size: str | None) -> int | tuple[int, int] | None:
@@ -404,9 +404,3 @@ def _sides(size: str | None) -> int | tuple[int, int] | None:
         return None
     sides = [int(side) for side in size.split("x")]
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -25,7 +25,9 @@ def check_pair(train: Embeddings, test: Embeddings) -> Pair:
     """Number the labels of two sets alike. Raises DataError that lists all that does not fit."""
     problems = [*_alone("training", train), *_alone("test", test)]
     if not problems and train.vectors.shape[1] != test.vectors.shape[1]:
-        problems.append(f"training vectors have {train.vectors.shape[1]} numbers, test vectors {test.vectors.shape[1]}: use the same run and pool")
+        problems.append(
+            f"training vectors have {train.vectors.shape[1]} numbers, test vectors {test.vectors.shape[1]}: use the same run and pool"
+        )
     if not problems and len(set(train.labels.tolist())) < 2:
         problems.append(f"all {len(train)} training items are of one class, {train.classes[train.labels[0]]!r}; there must be at least two")
     numbers: dict[str, int] = {}

@@ -199,9 +199,9 @@ def _about(e: Embeddings) -> dict[str, Any]:
 
 
 def _save_npz(e: Embeddings, path: Path) -> None:
-    arrays = {"start": e.start, "end": e.end, "vectors": e.vectors, "labels": e.labels}
+    keys, about = np.array([_text(k) for k in e.keys], np.str_), np.array(json.dumps(_about(e)))
     with open(path, "wb") as file:  # given a name, NumPy would add its own ending
-        np.savez(file, keys=np.array([_text(k) for k in e.keys], np.str_), about=np.array(json.dumps(_about(e))), **arrays)
+        np.savez(file, keys=keys, about=about, start=e.start, end=e.end, vectors=e.vectors, labels=e.labels)
 
 
 def _load_npz(path: Path) -> Embeddings:

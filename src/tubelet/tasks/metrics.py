@@ -82,7 +82,8 @@ class Comparison:
     def __str__(self) -> str:
         interval = f"[{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
         p = "p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}"
-        return f"{self.first} minus {self.second}: {100 * self.difference:+.1f} points {interval}, {p} (McNemar, {self.n} paired items)"
+        named = f"{self.first} minus {self.second}: " if self.first and self.second else ""
+        return f"{named}{100 * self.difference:+.1f} points {interval}, {p} (McNemar, {self.n} paired items)"
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,9 @@ class Score:
         top5 = f", {100 * self.details['top5']:.1f} % top-5" if "top5" in self.details else ""
         commonest = self.details.get("commonest", 0.0)
         trivial = f", commonest class {100 * commonest:.1f} %" if commonest > 1.2 / classes else ""
+        interval = f"[{100 * self.low:.1f}, {100 * self.high:.1f}]"
         return (
-            f"{self.name} ({self.details.get('pool', '')}): {100 * self.value:.1f} % top-1 [{100 * self.low:.1f}, {100 * self.high:.1f}]{top5}, "
+            f"{self.name} ({self.details.get('pool', '')}): {100 * self.value:.1f} % top-1 {interval}{top5}, "
             f"{self.n_scored} / {self.n_total} scored, {classes} classes, chance {100 / classes:.1f} %{trivial}"
         )
 
@@ -138,8 +140,11 @@ class Score:
 
         write_text(Path(path), self.to_json())
 
-    def compare(self, other: Score, *, names: tuple[str, str] = ("first", "second")) -> Comparison:
-        """Paired comparison on the same test items; ``names`` such as ("trained", "random weights"). Raises ConfigError where the two did not score the same items."""
+    def compare(self, other: Score, *, names: tuple[str, str] = ("", "")) -> Comparison:
+        """Paired comparison on the same test items; ``names`` such as ("trained", "random weights").
+
+        Raises ConfigError where the two did not score the same items.
+        """
         if self.predictions.keys() != other.predictions.keys() or not self.predictions:
             shared = len(self.predictions.keys() & other.predictions.keys())
             raise ConfigError(
@@ -174,5 +179,5 @@ def classification(
         more["top5"] = float(top_k(scores_NC, labels_N, 5).mean())
     more["commonest"] = float(np.bincount(labels_N, minlength=len(classes)).max() / len(labels_N))
     said = scores_NC.argmax(1)
-    predictions = {k: (classes[t], classes[p]) for k, t, p in zip(keys, labels_N, said, strict=True)}
+    predictions = {k: (classes[int(t)], classes[int(p)]) for k, t, p in zip(keys, labels_N, said, strict=True)}
     return Score(name, float(right.mean()), low, high, len(right), n_total, tuple(failures), {**(details or {}), **more}, predictions)

@@ -59,6 +59,12 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def _control() -> dist.ProcessGroup:
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup), "every process is in the control group"
+    return group
+
+
 @contextmanager
 def process_group(device: torch.device) -> Iterator[Ranks]:
     """Join the processes that torchrun started (environment RANK, WORLD_SIZE ...); alone, do nothing.
@@ -66,7 +72,7 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
     A group that the caller already made is used and left as it is.
     """
     if dist.is_available() and dist.is_initialized():
-        yield Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", 0)), dist.new_group(backend="gloo"))
+        yield Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", 0)), _control())
         return
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1 or "RANK" not in os.environ:
@@ -76,6 +82,6 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None)
     try:
-        yield Ranks(dist.get_rank(), world, int(os.environ.get("LOCAL_RANK", 0)), dist.new_group(backend="gloo"))
+        yield Ranks(dist.get_rank(), world, int(os.environ.get("LOCAL_RANK", 0)), _control())
     finally:
         dist.destroy_process_group()

@@ -20,9 +20,10 @@ Statistics = Literal["visible", "own"]
 HIDDEN = 0.78  # the grey of a hidden tubelet
 CAPTIONS = {
     "none": "Reconstruction: visible tubelets as filmed, hidden ones as predicted (raw pixels).",
-    "visible": "Reconstruction: visible tubelets as filmed, hidden ones as predicted; brightness and contrast taken from the visible tubelets nearby.",
-    "own": "Reconstruction: visible tubelets as filmed, hidden ones as predicted, but with the hidden tubelets' own brightness and contrast, "
-    "which the model was not told.",
+    "visible": "Reconstruction: visible tubelets as filmed, hidden ones as predicted; brightness and contrast taken from the visible "
+    "tubelets nearby.",
+    "own": "Reconstruction: visible tubelets as filmed, hidden ones as predicted, but with the hidden tubelets' own brightness and "
+    "contrast, which the model was not told.",
 }
 
 
@@ -35,8 +36,8 @@ def hide(video: Tensor, grid: TokenGrid, hidden: Tensor, fill: float = HIDDEN) -
 
 
 def neighbour_statistics(centre: Tensor, scale: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
-    """What the visible cubes say about the asked ones: means of their ``centre`` and (geometric) ``scale``, weighted by 1 / distance^4: so steep
-    that far ones do not outweigh near ones by their number.
+    """What the visible cubes say about the asked ones: means of their ``centre`` and (geometric) ``scale``, weighted by 1 / distance^4,
+    so steep that far ones do not outweigh near ones by their number.
 
     ``centre``, ``scale`` (B, V, ...) of ``mask.visible`` -> (B, M, ...) for ``mask.target``. Distance is counted in tokens.
     """
@@ -76,7 +77,8 @@ def restore(
         seen = target.statistics(target.cubes(video, mask.grid, mask.visible, mean, std))
         predicted = target.pixels(answer.rows, mask.grid, video, *neighbour_statistics(*seen, mask))
     if target.space == "input":
-        assert mean is not None and std is not None, "checked by target.cubes"
+        assert mean is not None, "checked by target.cubes"
+        assert std is not None, "checked by target.cubes"
         predicted = predicted * std.view(-1, 1, 1, 1) + mean.view(-1, 1, 1, 1)
     frames, grid = target.select(video, mask.grid), target.cut(mask.grid)
     hidden = mask.hidden()
