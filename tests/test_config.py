@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given
@@ -150,3 +150,8 @@ def test_recipe_mistakes_are_listed_together():
         recipe.load("tiny_cpu")
     with pytest.raises(ConfigError, match="did you mean 'base'"):
         recipe.load("tiny-cpu", size="bse")
+
+
+def test_a_named_size_replaces_the_recipes_own_dimensions():
+    method: Any = recipe.load("tiny-cpu", ["method.heads=12"], size="small").stages[0].method
+    assert (method.width, method.depth, method.heads, method.decoder.dim) == (384, None, 12, None)

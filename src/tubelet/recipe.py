@@ -92,7 +92,7 @@ def load(recipe: str | Path, settings: Sequence[str] = (), *, size: str | None =
     if size is not None:
         if size not in SIZES:
             raise ConfigError(f"--size {size}: unknown size{did_you_mean(size, SIZES)}; there are {', '.join(SIZES)}")
-        settings = [f"method.size={size}", *settings]
+        stages = data["stages"] = [_resized(s, size) for s in stages]
     data["stages"] = _with_settings(stages, list(settings))
     problems: list[str] = []
     for i, stage in enumerate(data["stages"]):
@@ -109,6 +109,17 @@ def load(recipe: str | Path, settings: Sequence[str] = (), *, size: str | None =
     if problems:
         raise ConfigError(problems, where=str(recipe))
     return parse(Recipe, data, where=str(recipe))
+
+
+def _resized(stage: dict[str, Any], size: str) -> dict[str, Any]:
+    """A stage whose method has a named size; single dimensions that the recipe gave make room for it."""
+    method = stage.get("method")
+    method = {"kind": method} if isinstance(method, str) else dict(method or {})
+    for name in ("dim", "depth", "heads", "mlp_ratio"):
+        method.pop(name, None)
+    if isinstance(method.get("decoder"), dict):
+        method["decoder"] = {k: v for k, v in method["decoder"].items() if k not in ("dim", "depth", "heads", "mlp_ratio")}
+    return {**stage, "method": {**method, "size": size}}
 
 
 def _probe_stage() -> dict[str, Any]:

@@ -53,7 +53,10 @@ def public(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Recorder]:
 
     def replace(name: str, gives: Any = None) -> Recorder:
         recorder = Recorder(gives)
-        monkeypatch.setitem(vars(tubelet), name, recorder)
+        if name == "recipes":  # tubelet.recipes is a package, too
+            monkeypatch.setattr("tubelet.api.recipes", recorder)
+        else:
+            monkeypatch.setitem(vars(tubelet), name, recorder)
         return recorder
 
     return replace

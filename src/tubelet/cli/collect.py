@@ -180,8 +180,11 @@ class Group(TyperGroup):
         problems = [p if "did you mean" in p else f"{p}; options of a command come after its name" for p in problems]
         rest = super().parse_args(ctx, clean)
         wrong = [*ctx.meta.get(PROBLEMS, []), *problems]
-        if wrong and all(token.startswith("-") for token in clean):  # no command follows that would report them
-            raise ConfigError(wrong, where=ctx.command_path)
+        if all(token.startswith("-") for token in clean):  # no command follows that would report what is wrong
+            if not wrong and not self.invoke_without_command:
+                wrong = [f"a command must be given; there are {', '.join(self.list_commands(ctx))}"]
+            if wrong:
+                raise ConfigError(wrong, where=ctx.command_path)
         ctx.meta[PROBLEMS] = wrong
         return rest
 

@@ -370,7 +370,9 @@ def recipes(context: typer.Context) -> None:
 @recipes_app.command("list", cls=Command, context_settings=HELP)
 def list_recipes() -> None:
     """Names and what they are for."""
-    found = tubelet.recipes()
+    from tubelet.api import recipes as known  # not tubelet.recipes: that name is the package of YAML files once it is imported
+
+    found = known()
     width = max(len(name) for name, _ in found)
     for name, about in found:
         typer.echo(f"{name:<{width}}  {about}")

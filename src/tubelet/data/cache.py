@@ -51,7 +51,8 @@ class _Decode:
     """Job of a decoding process: one whole item, scaled."""
 
     def __init__(self, table: Table, settings: DataSettings, decoder: Decoder) -> None:
-        self.table, self.settings, self.decoder = table, settings, decoder
+        self.table, self.settings = table, settings
+        self.decoder: Decoder = decoder
 
     def __len__(self) -> int:
         return len(self.table)
@@ -119,12 +120,18 @@ def build_cache(
     need = estimate_bytes(table, settings)
     place = "main memory" if target.type == "cpu" else f"memory of {target}"
     say = progress or (lambda done, total, text: None)
-    say(0, len(table), f"caching {len(table)} videos at {settings.short_side} px: about {need / 2**30:.2f} of {free / 2**30:.1f} GiB free {place}")
+    say(
+        0,
+        len(table),
+        f"caching {len(table)} videos at {settings.short_side} px: about {need / 2**30:.2f} of {free / 2**30:.1f} GiB free {place}",
+    )
     _refuse(need, free, place, settings)
     jobs = _Decode(table, settings, decoder)
     remote = any("://" in path for path in table.paths)
     kept, failed, used = {}, {}, 0
-    answers = run_jobs(jobs, ([i] for i in range(len(table))), workers=workers, prefetch=2, timeout=max(300.0, 20 * settings.decode_timeout), remote=remote)
+    answers = run_jobs(
+        jobs, ([i] for i in range(len(table))), workers=workers, prefetch=2, timeout=max(300.0, 20 * settings.decode_timeout), remote=remote
+    )
     for row, answer in enumerate(answers):
         if isinstance(answer, str):
             failed[row] = answer

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from types import TracebackType
 from typing import Any, cast
 
-import av
 import av.error
 import numpy as np
+from av.stream import Disposition
 from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from tubelet.data.files import MAX_PIXELS, Deadline, WatchedFile, explain, open_container
@@ -22,8 +24,8 @@ _SEEKABLE = {"mov", "matroska", "avi"}  # containers whose index leads to key fr
 _scanned = TimelineCache()
 
 
-class Mismatch(Exception):  # noqa: N818 - not an error but the sign to use a more careful timeline
-    """A timeline promised a frame that did not come out."""
+class Mismatch(Exception):
+    """A timeline promised a frame that did not come out: the sign to use a more careful one."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class PyavReader:
         self._turn: tuple[bool, bool, bool] | None = None
         self._shape: tuple[int, int] | None = None
         self._watched: WatchedFile | None = None
+        self._reformat = VideoReformatter()
         self._open()
 
     def _open(self) -> None:
@@ -73,7 +76,7 @@ class PyavReader:
     def _pick_stream(self) -> VideoStream:
         pictures = 0
         for stream in self.container.streams.video:
-            if stream.disposition & av.stream.Disposition.attached_pic:
+            if stream.disposition & Disposition.attached_pic:
                 pictures += 1
             elif stream.codec_context is None:
                 raise DecodeError(f"{self.path}: this build of FFmpeg has no decoder for its video")
@@ -155,14 +158,14 @@ class PyavReader:
         if not stamps:
             raise DecodeError(f"{self.path}: no frame can be decoded{self._last_error}")
         known = [s for s in stamps if s is not None]
-        if len(known) == len(stamps) and all(a < b for a, b in zip(known, known[1:], strict=False)):
+        if len(known) == len(stamps) and all(a < b for a, b in pairwise(known)):
             return Timeline(np.array(known, np.int64) * self._base - self._origin, "decoded")
         return Timeline(np.arange(len(stamps)) / (self.fps or 25.0), "decoded")
 
     def frames(self, timeline: Timeline, index: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """(index, (h, w, 3) uint8) for each of the increasing indices. Raises Mismatch where the timeline does not hold."""
         wanted = [int(i) for i in index]
-        assert all(a < b for a, b in zip(wanted, wanted[1:], strict=False)), "indices must increase"
+        assert all(a < b for a, b in pairwise(wanted)), "indices must increase"
         pairs = self._by_count(wanted) if timeline.pts is None else self._by_stamp(timeline, wanted)
         for i, frame in pairs:
             yield i, self._pixels(frame)
@@ -254,11 +257,10 @@ class PyavReader:
             raise DecodeError(f"{self.path}: frames of {frame.width}x{frame.height} pixels are not believable")
         if self._turn is None:
             self._turn, self._shape = _orientation(frame), (frame.height, frame.width)
-        if (frame.height, frame.width) != self._shape:  # a stream may change its size half way
-            assert self._shape is not None
-            frame = frame.reformat(width=self._shape[1], height=self._shape[0])
-        try:
-            pixels = frame.to_ndarray(format="rgb24")
+        assert self._shape is not None
+        try:  # a stream may change its size half way; threads=1, for threads of swscale would hang a process forked later
+            rgb = self._reformat.reformat(frame, self._shape[1], self._shape[0], "rgb24", threads=1)
+            pixels = rgb.to_ndarray()
         except (av.error.FFmpegError, ValueError) as error:
             raise explain(self.path, error, b"", self.deadline) from None
         swap, up, left = self._turn
@@ -319,7 +321,7 @@ def read_frames(
                 chosen = at_seconds(timeline.times, np.asarray(seconds, np.float64))
             else:
                 chosen = np.arange(n) if index is None else np.asarray(index, np.int64)
-            if len(chosen) and not (0 <= chosen.min() and chosen.max() < n):
+            if len(chosen) and (chosen.min() < 0 or chosen.max() >= n):
                 raise DecodeError(f"{path}: has {n} frames, asked for {int(chosen.min())} to {int(chosen.max())}")
             order, back = np.unique(chosen, return_inverse=True)
             try:

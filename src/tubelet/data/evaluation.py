@@ -11,7 +11,7 @@ from tubelet.core import Batch
 from tubelet.data.clip import Clips, to_batch, view_plan
 from tubelet.data.faults import Fault
 from tubelet.data.loader import ItemReader, Parcel
-from tubelet.data.reader import choose_decoder, open_item
+from tubelet.data.reader import Decoder, choose_decoder, open_item
 from tubelet.data.sampling import frame_gap
 from tubelet.data.settings import DataSettings, Views
 from tubelet.data.table import Row, Table
@@ -67,7 +67,7 @@ class EvalFeed:
         self.table, self.settings, self.batch, self.device = table, settings, batch, torch.device(device)
         self.views = views or Views()
         self.workers = auto_workers() if settings.workers == "auto" else settings.workers
-        self.decoder = choose_decoder(settings.decoder)
+        self.decoder: Decoder = choose_decoder(settings.decoder)
         self.failures: list[tuple[str, str]] = []
         self.n_scored = 0
 
@@ -123,5 +123,8 @@ def windows(table: Table, *, seconds: float, hop: float | None = None, settings:
         if starts[-1] + seconds < end - 1e-6:
             starts.append(end - seconds)
         name = row.key.split("#")[0]
-        rows += [Row(row.path, f"{name}#{s:010.3f}-{s + seconds:010.3f}", row.kind, s, s + seconds, row.label, row.where, row.extra) for s in starts]
+        rows += [
+            Row(row.path, f"{name}#{s:010.3f}-{s + seconds:010.3f}", row.kind, s, s + seconds, row.label, row.where, row.extra)
+            for s in starts
+        ]
     return Table(rows, table.classes, table.notes)

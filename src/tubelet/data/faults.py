@@ -60,11 +60,15 @@ class BadVideos:
         if self.seen >= MINIMUM and self.bad > self.max_rate * self.seen:
             where = f"; all are listed in {self.file}" if self.file is not None else ""
             shown = "; ".join(list(self.reasons.values())[:3])
-            raise DataError(
-                f"{self.bad} of {self.seen} samples came from videos that cannot be read, more than max_bad_rate = {self.max_rate:g} allows: {shown}{where}"
-            )
+            share = f"{self.bad} of {self.seen} samples came from videos that cannot be read"
+            raise DataError(f"{share}, more than max_bad_rate = {self.max_rate:g} allows: {shown}{where}")
 
     def report(self) -> dict[str, Any]:
         """Counts, and the commonest reasons without their paths."""
         kinds = Counter(reason.split(": ", 1)[-1].split(" (")[0] for reason in self.reasons.values())
-        return {"samples_seen": self.seen, "samples_replaced": self.bad, "bad_videos": len(self.reasons), "reasons": dict(kinds.most_common(5))}
+        return {
+            "samples_seen": self.seen,
+            "samples_replaced": self.bad,
+            "bad_videos": len(self.reasons),
+            "reasons": dict(kinds.most_common(5)),
+        }

@@ -9,7 +9,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import av
 import av.error
@@ -36,7 +36,8 @@ class Deadline:
         return left
 
     def error(self) -> DecodeError:
-        return TimedOut(f"{self.path}: not done after {self.seconds:g} s; the file is broken or its storage stalls (raise decode_timeout if it is only slow)")
+        what = "the file is broken or its storage stalls (raise decode_timeout if it is only slow)"
+        return TimedOut(f"{self.path}: not done after {self.seconds:g} s; {what}")
 
 
 class TimedOut(DecodeError):
@@ -99,7 +100,7 @@ class WatchedFile:
 def _open_url(path: str) -> Any:
     import fsspec
 
-    return fsspec.open(path, "rb").open()
+    return cast(Any, fsspec.open(path, "rb")).open()
 
 
 def open_container(path: str, deadline: Deadline) -> tuple[InputContainer, int, WatchedFile | None]:

@@ -51,7 +51,8 @@ class ItemReader:
     """Clips of a table's items, from the cache or by decoding: opened again once where that fails. Remembers what is broken."""
 
     def __init__(self, table: Table, settings: DataSettings, decoder: Decoder, cache: FrameCache | None = None) -> None:
-        self.table, self.settings, self.decoder, self.cache = table, settings, decoder, cache
+        self.table, self.settings, self.cache = table, settings, cache
+        self.decoder: Decoder = decoder
         self._broken: dict[int, str] = {}
 
     def clips(self, row: int, plan: Plan) -> Clips:
@@ -150,7 +151,7 @@ class VideoFeed:
         if not len(table):
             raise DataError("the data table is empty")
         self.table, self.settings, self.seed, self.device = table, settings, seed, torch.device(device)
-        self.decoder = choose_decoder(settings.decoder)
+        self.decoder: Decoder = choose_decoder(settings.decoder)
         self.workers = auto_workers() if settings.workers == "auto" else settings.workers
         self._remote = any("://" in path for path in table.paths)
         cache = None
@@ -160,7 +161,9 @@ class VideoFeed:
         if settings.cache == "device":
             self.workers = 0
         self._bad = BadVideos(run_dir / "bad_videos.jsonl" if run_dir is not None else None, settings.max_bad_rate)
-        self._maker = ClipMaker(ItemReader(table, settings, self.decoder, cache), Order(len(table), seed=seed, clips_per_video=settings.clips_per_video))
+        self._maker = ClipMaker(
+            ItemReader(table, settings, self.decoder, cache), Order(len(table), seed=seed, clips_per_video=settings.clips_per_video)
+        )
         self._running: list[Iterator[Any]] = []
 
     def __len__(self) -> int:
@@ -169,13 +172,11 @@ class VideoFeed:
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for a run to go on with the same samples."""
-        names = ["frames", "stride", "fps", "sampling", "crop", "multiscale", "area", "ratio", "clips_per_video", "folder_fps", "cache"]
-        chosen = self.settings.model_dump(mode="json", include=set(names))
+        names = {"frames", "stride", "fps", "sampling", "crop", "multiscale", "area", "ratio", "clips_per_video", "folder_fps", "cache"}
+        chosen = self.settings.model_dump(mode="json", include=names)
         kept = self.settings.short_side if self.settings.cache != "none" else None
-        return {
-            **self.table.fingerprint(), "seed": self.seed, "size": list(self.settings.hw), **{n: chosen[n] for n in names}, "cache_size": kept,
-            "decoder": self.decoder,
-        }  # fmt: skip
+        own = {"seed": self.seed, "size": list(self.settings.hw), "cache_size": kept, "decoder": self.decoder}
+        return {**self.table.fingerprint(), **chosen, **own}
 
     def keys(self) -> Sequence[str]:
         """Names of the items in table order."""

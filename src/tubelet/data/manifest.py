@@ -14,10 +14,30 @@ from tubelet.config import did_you_mean
 from tubelet.errors import DataError
 
 VIDEO = frozenset(
-    ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .m2v .ts .m2ts .mts .wmv .asf .flv .f4v .3gp .3g2 .ogv .ogg .vob .mxf .gif .h264 .264 .hevc .h265 .265 "
-    ".ivf .y4m .divx .rm .rmvb .dv".split()
+    [
+        *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".m2v", ".ts", ".m2ts", ".mts", ".wmv", ".asf", ".flv", ".f4v"),
+        *(
+            ".3gp",
+            ".3g2",
+            ".ogv",
+            ".ogg",
+            ".vob",
+            ".mxf",
+            ".gif",
+            ".h264",
+            ".264",
+            ".hevc",
+            ".h265",
+            ".265",
+            ".ivf",
+            ".y4m",
+            ".divx",
+            ".dv",
+        ),
+        *(".rm", ".rmvb"),
+    ]
 )
-IMAGE = frozenset(".jpg .jpeg .png .bmp .webp .tif .tiff .ppm .pgm".split())
+IMAGE = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"])
 MANIFEST = (".csv", ".tsv", ".jsonl")
 LIST = (".txt", ".lst")
 ALIASES = {
@@ -109,7 +129,9 @@ def _csv(text: str, where: str, delimiter: str) -> Iterator[tuple[int, dict[str,
             if not any(v.strip() for v in values):
                 continue
             if len(values) != len(header):
-                raise DataError(f"{where}, line {reader.line_num}: {len(values)} fields, the header has {len(header)}; quote fields that hold a comma")
+                raise DataError(
+                    f"{where}, line {reader.line_num}: {len(values)} fields, the header has {len(header)}; quote fields that hold a comma"
+                )
             yield reader.line_num, {k: v.strip() for k, v in zip(header, values, strict=True)}
     except csv.Error as error:
         raise DataError(f"{where}, line {reader.line_num}: not readable as CSV: {error}") from None
@@ -124,7 +146,7 @@ def _jsonl(text: str, where: str) -> Iterator[tuple[int, dict[str, str]]]:
         except ValueError as error:
             raise DataError(f"{where}, line {number}: not valid JSON: {error}") from None
         if not isinstance(record, dict):
-            raise DataError(f"{where}, line {number}: must be an object such as {{\"path\": \"a.mp4\"}}, found {type(record).__name__}")
+            raise DataError(f'{where}, line {number}: must be an object such as {{"path": "a.mp4"}}, found {type(record).__name__}')
         yield number, {str(k): "" if v is None else v if isinstance(v, str) else json.dumps(v) for k, v in record.items()}
 
 
@@ -144,7 +166,9 @@ def _entries(records: list[tuple[int, dict[str, str]]], where: str, label_column
         raise DataError(f"{where} has no column that names the file{close}; it has {', '.join(columns)}; call the column 'path'")
     if label_column is not None:
         if label_column not in columns:
-            raise DataError(f"{where} has no column {label_column!r} for the labels{did_you_mean(label_column, columns)}; it has {', '.join(columns)}")
+            raise DataError(
+                f"{where} has no column {label_column!r} for the labels{did_you_mean(label_column, columns)}; it has {', '.join(columns)}"
+            )
         label = label_column
     start, end = _find(columns, "start"), _find(columns, "end")
     out = []

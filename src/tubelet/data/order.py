@@ -13,7 +13,8 @@ from tubelet.core import permutation
 
 @dataclass(frozen=True)
 class Place:
-    """``visit``: number of the opening of a file in the whole run, shared by its clips. ``row``: table row. ``clip``: 0 .. clips_per_video-1."""
+    """``visit``: number of the opening of a file in the whole run, shared by its clips. ``row``: table row.
+    ``clip``: 0 .. clips_per_video - 1."""
 
     epoch: int
     visit: int

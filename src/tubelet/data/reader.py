@@ -91,5 +91,7 @@ def segment(times: np.ndarray, item: Item) -> np.ndarray:
     rows = np.flatnonzero(inside)
     if not len(rows):
         end = "its end" if item.end is None else f"{item.end:g} s"
-        raise DecodeError(f"{item.path}: no frame between {item.start or 0:g} s and {end}; the video's frames are at {times[0]:.2f} to {times[-1]:.2f} s")
+        raise DecodeError(
+            f"{item.path}: no frame between {item.start or 0:g} s and {end}; the video's frames are at {times[0]:.2f} to {times[-1]:.2f} s"
+        )
     return rows

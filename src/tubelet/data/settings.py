@@ -28,15 +28,17 @@ Chance = Annotated[float, Field(ge=0, le=1)]
 class AugmentSettings(Settings):
     """What is done to a batch on the device; every default is off."""
 
-    flip: Chance = Field(0.0, description="Chance that a clip is mirrored left to right (not for data whose classes know left from right).")
-    brightness: Chance = Field(0.0, description="Largest relative change of brightness, the same for all frames of a clip.")
-    contrast: Chance = Field(0.0, description="Largest relative change of contrast.")
-    saturation: Chance = Field(0.0, description="Largest relative change of saturation.")
-    erase: Chance = Field(0.0, description="Chance that a box is replaced by noise, the same box in all frames.")
-    mixup: float = Field(0.0, ge=0, le=2, description="Alpha of mixup's Beta(alpha, alpha); 0 = off. Needs class labels.")
-    cutmix: float = Field(0.0, ge=0, le=2, description="Alpha of cutmix's Beta(alpha, alpha); 0 = off. Needs class labels.")
-    switch: Chance = Field(0.5, description="Chance of cutmix where both mixup and cutmix are on.")
-    smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing of the soft targets. Needs class labels.")
+    flip: Chance = Field(
+        default=0.0, description="Chance that a clip is mirrored left to right (not for data whose classes know left from right)."
+    )
+    brightness: Chance = Field(default=0.0, description="Largest relative change of brightness, the same for all frames of a clip.")
+    contrast: Chance = Field(default=0.0, description="Largest relative change of contrast.")
+    saturation: Chance = Field(default=0.0, description="Largest relative change of saturation.")
+    erase: Chance = Field(default=0.0, description="Chance that a box is replaced by noise, the same box in all frames.")
+    mixup: float = Field(default=0.0, ge=0, le=2, description="Alpha of mixup's Beta(alpha, alpha); 0 = off. Needs class labels.")
+    cutmix: float = Field(default=0.0, ge=0, le=2, description="Alpha of cutmix's Beta(alpha, alpha); 0 = off. Needs class labels.")
+    switch: Chance = Field(default=0.5, description="Chance of cutmix where both mixup and cutmix are on.")
+    smoothing: float = Field(default=0.0, ge=0, lt=1, description="Label smoothing of the soft targets. Needs class labels.")
 
     @property
     def mixes(self) -> bool:
@@ -48,55 +50,78 @@ class Views(Settings):
     """How an item is looked at in evaluation: ``clips`` windows in time, ``crops`` squares in space."""
 
     sampling: Literal["window", "dense", "tsn", "whole"] = Field(
-        "window",
-        description="window: starts spread evenly, one clip = the centre; dense: VideoMAE's K400 rule; tsn: its SSv2 rule; whole: frames over the whole video.",
+        default="window",
+        description="window: starts spread evenly, one clip = the centre; dense: VideoMAE's K400 rule; tsn: its SSv2 rule; "
+        "whole: frames over the whole video.",
     )
-    clips: int = Field(1, ge=1, le=1000, description="Windows in time.")
-    crops: Literal[1, 3] = Field(1, description="1: the centre; 3: both ends of the longer side and the centre.")
+    clips: int = Field(default=1, ge=1, le=1000, description="Windows in time.")
+    crops: Literal[1, 3] = Field(default=1, description="1: the centre; 3: both ends of the longer side and the centre.")
 
 
 class DataSettings(Settings):
     """How items become clips, and how they are fetched."""
 
-    frames: int = Field(16, ge=1, le=4096, description="Frames of a clip.")
-    stride: int = Field(4, ge=1, le=10000, description="Source frames from one frame of the clip to the next; ignored where fps is given.")
-    fps: float | None = Field(
-        None, gt=0, le=1000, description="Frames a second of the clip at any source rate; replaces stride for sampling = window."
+    frames: int = Field(default=16, ge=1, le=4096, description="Frames of a clip.")
+    stride: int = Field(
+        default=4, ge=1, le=10000, description="Source frames from one frame of the clip to the next; ignored where fps is given."
     )
-    size: int | tuple[int, int] = Field(224, description="Height and width in pixels, one number for a square.")
+    fps: float | None = Field(
+        default=None, gt=0, le=1000, description="Frames a second of the clip at any source rate; replaces stride for sampling = window."
+    )
+    size: int | tuple[int, int] = Field(default=224, description="Height and width in pixels, one number for a square.")
     sampling: Literal["window", "dense", "tsn", "whole"] = Field(
-        "window",
-        description="window: a random window of frames x stride; dense: VideoMAE's 16x4 fine-tuning rule; tsn: one frame of each of `frames` equal segments; "
-        "whole: frames spread over the whole video.",
+        default="window",
+        description="window: a random window of frames x stride; dense: VideoMAE's 16x4 fine-tuning rule; "
+        "tsn: one frame of each of `frames` equal segments; whole: frames spread over the whole video.",
     )
     crop: Literal["multiscale", "random_resized", "centre"] = Field(
-        "multiscale",
-        description="multiscale: sides from `multiscale` at 13 fixed places; random_resized: area and ratio drawn; centre: largest central box.",
+        default="multiscale",
+        description="multiscale: sides from `multiscale` at 13 fixed places; random_resized: area and ratio drawn; "
+        "centre: largest central box.",
     )
     multiscale: Annotated[tuple[float, ...], AfterValidator(_sides)] = Field(
-        (1.0, 0.875, 0.75, 0.66), description="Crop sides as fractions of the short side, largest first."
+        default=(1.0, 0.875, 0.75, 0.66), description="Crop sides as fractions of the short side, largest first."
     )
-    area: Range = Field((0.08, 1.0), description="Range of a random_resized crop's share of the frame.")
-    ratio: Range = Field((3 / 4, 4 / 3), description="Range of a random_resized crop's width / height.")
+    area: Range = Field(default=(0.08, 1.0), description="Range of a random_resized crop's share of the frame.")
+    ratio: Range = Field(default=(3 / 4, 4 / 3), description="Range of a random_resized crop's width / height.")
     clips_per_video: int = Field(
-        1, ge=1, le=1024, description="Clips cut from a video each time it is opened; they follow each other in the order and share one decode."
+        default=1,
+        ge=1,
+        le=1024,
+        description="Clips cut from a video each time it is opened; they follow each other in the order and share one decode.",
     )
-    split: str | None = Field(None, description="Keep only this split: the value of a manifest's split column, or a first-level folder such as train.")
-    labels: str = Field("auto", description="auto: a manifest's label column, or class folders; none; folder: the sub-folder's name; else a manifest column.")
+    split: str | None = Field(
+        default=None, description="Keep only this split: the value of a manifest's split column, or a first-level folder such as train."
+    )
+    labels: str = Field(
+        default="auto",
+        description="auto: a manifest's label column, or class folders; none; folder: the sub-folder's name; else a manifest column.",
+    )
     images: Literal["ignore", "items", "frames"] = Field(
-        "ignore", description="Picture files in a folder source: leave out, each one an item, or each folder of them one clip."
+        default="ignore", description="Picture files in a folder source: leave out, each one an item, or each folder of them one clip."
     )
-    folder_fps: float = Field(25.0, gt=0, le=1000, description="Frames a second of a folder of frames.")
+    folder_fps: float = Field(default=25.0, gt=0, le=1000, description="Frames a second of a folder of frames.")
     cache: Literal["none", "memory", "device"] = Field(
-        "none", description="Keep all videos decoded: in main memory (shared by the workers) or on the training device. For small sets."
+        default="none",
+        description="Keep all videos decoded: in main memory (shared by the workers) or on the training device. For small sets.",
     )
-    cache_size: int | None = Field(None, ge=1, le=8192, description="Short side of cached frames in pixels; none = 1.15 times the shorter of `size`.")
-    workers: int | Literal["auto"] = Field("auto", description="Decoding processes; 0 = decode in the training process; auto = from the cores.")
-    prefetch: int = Field(2, ge=1, le=64, description="Batches each worker prepares ahead.")
-    decoder: Literal["auto", "pyav", "torchcodec"] = Field("auto", description="auto: torchcodec where it is installed and passes a self-test, else PyAV.")
-    decode_timeout: float = Field(30.0, gt=0, le=3600, description="Seconds after which a file that is still being read counts as broken.")
-    max_bad_rate: float = Field(0.1, ge=0, le=1, description="Stop when more than this share of the samples came from videos that cannot be read.")
-    augment: AugmentSettings = Field(default_factory=AugmentSettings, description="Flip, colour, erasing, mixing on the device.")
+    cache_size: int | None = Field(
+        default=None, ge=1, le=8192, description="Short side of cached frames in pixels; none = 1.15 times the shorter of `size`."
+    )
+    workers: int | Literal["auto"] = Field(
+        default="auto", description="Decoding processes; 0 = decode in the training process; auto = from the cores."
+    )
+    prefetch: int = Field(default=2, ge=1, le=64, description="Batches each worker prepares ahead.")
+    decoder: Literal["auto", "pyav", "torchcodec"] = Field(
+        default="auto", description="auto: torchcodec where it is installed and passes a self-test, else PyAV."
+    )
+    decode_timeout: float = Field(
+        default=30.0, gt=0, le=3600, description="Seconds after which a file that is still being read counts as broken."
+    )
+    max_bad_rate: float = Field(
+        default=0.1, ge=0, le=1, description="Stop when more than this share of the samples came from videos that cannot be read."
+    )
+    augment: AugmentSettings = Field(default=AugmentSettings(), description="Flip, colour, erasing, mixing on the device.")
 
     @model_validator(mode="after")
     def _check(self) -> DataSettings:

@@ -94,7 +94,9 @@ def _read(source: str, ask: _Ask) -> _Part:
         raise DataError(f"{source}: a single file has no split, but split = {ask.split!r} was asked for")
     if kind not in VIDEO | IMAGE:
         raise DataError(f"{source}: unknown kind of file {kind or '(no extension)'}; known are {_known()}; a manifest may name any file")
-    return _Part([Row(source, source.replace(os.sep, "/").rsplit("/", 1)[-1], "image" if kind in IMAGE else "video", where=source)], frozenset())
+    return _Part(
+        [Row(source, source.replace(os.sep, "/").rsplit("/", 1)[-1], "image" if kind in IMAGE else "video", where=source)], frozenset()
+    )
 
 
 def _known() -> str:
@@ -190,7 +192,11 @@ def _folder(place: _Local | _Remote, ask: _Ask) -> _Part:
         folders = {path.rsplit("/", 1)[0]: key.rpartition("/")[0] or "." for path, key in pictures}
         rows += [Row(path, key, "frames", where=path) for path, key in folders.items()]
     if not rows:
-        hint = f"; it holds {len(pictures)} pictures: set images = items (each one an item) or frames (each folder one clip)" if pictures else ""
+        hint = (
+            f"; it holds {len(pictures)} pictures: set images = items (each one an item) or frames (each folder one clip)"
+            if pictures
+            else ""
+        )
         raise DataError(f"{place.name} holds no video (looked in all sub-folders for {' '.join(sorted(VIDEO))}){hint}")
     notes = (f"{place.name}: {len(pictures)} pictures left out (images = ignore)",) if pictures and ask.images == "ignore" else ()
     first = {r.key.split("/")[0] if "/" in r.key else "" for r in rows}
@@ -202,7 +208,9 @@ def _folder(place: _Local | _Remote, ask: _Ask) -> _Part:
     inside = [r for r in labelled if r.key.startswith(ask.split + "/")]
     if not inside:
         there = sorted(first - {""})
-        raise DataError(f"{place.name} has no sub-folder {ask.split!r}{did_you_mean(ask.split, there)}; it has {', '.join(there) or 'none'}")
+        raise DataError(
+            f"{place.name} has no sub-folder {ask.split!r}{did_you_mean(ask.split, there)}; it has {', '.join(there) or 'none'}"
+        )
     return _Part(inside, names, notes)
 
 
@@ -238,12 +246,16 @@ def _manifest(place: _Local | _Remote, ask: _Ask) -> _Part:
     def label(entry: Entry) -> str | None:
         if ask.labels == "none":
             return None
-        return entry.path.split("/")[-2] if ask.labels == "folder" and "/" in entry.path else None if ask.labels == "folder" else entry.label
+        return (
+            entry.path.split("/")[-2] if ask.labels == "folder" and "/" in entry.path else None if ask.labels == "folder" else entry.label
+        )
 
     without = [e.line for e in chosen if label(e) is None]
     if without and (len(without) < len(chosen) or column is not None or ask.labels == "folder"):
         lines = ", ".join(map(str, without[:5])) + (", ..." if len(without) > 5 else "")
-        raise DataError(f"{place.name}: {len(without)} of {len(chosen)} rows have no label (line {lines}); fill them in, or set labels = none")
+        raise DataError(
+            f"{place.name}: {len(without)} of {len(chosen)} rows have no label (line {lines}); fill them in, or set labels = none"
+        )
     paths = [place.resolve(e.path) for e in chosen]
     kinds = _kinds_of(paths, [f"{place.name}, line {e.line}" for e in chosen])
     rows = [
@@ -321,7 +333,8 @@ def _class_names(rows: list[Row], parts: list[_Part], given: Sequence[str] | Non
     labelled = [r for r in rows if r.label is not None]
     if labelled and len(labelled) < len(rows):
         bad = next(r for r in rows if r.label is None)
-        raise DataError(f"{len(rows) - len(labelled)} of {len(rows)} items have no label, e.g. {bad.key} ({bad.where}); set labels = none to ignore all labels")
+        missing = f"{len(rows) - len(labelled)} of {len(rows)} items have no label"
+        raise DataError(f"{missing}, e.g. {bad.key} ({bad.where}); set labels = none to ignore all labels")
     if not labelled:
         return list(given or ())
     names = frozenset().union(*(part.names for part in parts))
@@ -330,5 +343,7 @@ def _class_names(rows: list[Row], parts: list[_Part], given: Sequence[str] | Non
         return sorted(names, key=lambda n: (int(n), n) if numbers else (0, n))
     for row in labelled:
         if row.label not in given:
-            raise DataError(f"{row.where or row.key}: label {row.label!r} is not one of the {len(given)} classes{did_you_mean(str(row.label), given)}")
+            raise DataError(
+                f"{row.where or row.key}: label {row.label!r} is not one of the {len(given)} classes{did_you_mean(str(row.label), given)}"
+            )
     return list(given)

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from types import TracebackType
+from typing import IO, cast
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -54,10 +55,11 @@ class StillReader:
             yield int(i), self._read(self._files[int(i)])
 
     def _read(self, path: str) -> np.ndarray:
+        remote = WatchedFile(path, self.deadline) if "://" in path else None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # own limit below
-                with Image.open(WatchedFile(path, self.deadline) if "://" in path else path) as image:  # type: ignore[arg-type]  # read, seek, tell are all it uses
+                with Image.open(cast(IO[bytes], remote) if remote else path) as image:
                     if image.width * image.height > MAX_PIXELS:
                         raise DecodeError(f"{path}: {image.width}x{image.height} pixels are not believable")
                     image.load()
@@ -66,6 +68,9 @@ class StillReader:
             raise
         except Exception as error:  # noqa: BLE001 - Pillow's plugins raise anything from SyntaxError to struct.error on damaged files
             raise DecodeError(f"{path}: not a readable picture: {error}") from None
+        finally:
+            if remote is not None:
+                remote.close()
         if upright.mode.startswith("I;16"):
             upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
         rgb = upright.convert("RGB")

@@ -88,11 +88,16 @@ def worker_failure(error: BaseException) -> DataError | None:
     if not isinstance(error, RuntimeError) or "DataLoader" not in text:
         return None
     if "timed out" in text:
-        return DataError("no batch came from the decoding processes in time: the storage stalls, or they are far too slow (data.decode_timeout, data.workers)")
+        return DataError("no batch came from the decoding processes in time: the storage stalls, or data.decode_timeout is far too short")
     if "bus error" in text or "shared memory" in text:
-        return DataError("a decoding process ran out of shared memory (/dev/shm): enlarge it (docker: --shm-size), or use fewer data.workers")
+        return DataError(
+            "a decoding process ran out of shared memory (/dev/shm): enlarge it (docker: --shm-size), or use fewer data.workers"
+        )
     if "killed by signal" in text or "exited unexpectedly" in text:
-        return DataError(f"a decoding process died ({text.strip().splitlines()[0]}); most likely memory ran out: use fewer data.workers or a smaller data.prefetch")
+        first = text.strip().splitlines()[0]
+        return DataError(
+            f"a decoding process died, most likely memory ran out: use fewer data.workers or a smaller data.prefetch ({first})"
+        )
     return None
 
 

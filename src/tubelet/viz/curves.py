@@ -43,7 +43,7 @@ def curves(
         draw.text((left - 8, place(x_ticks[0], value)[1]), f"{value:g}", fill=text.FAINT, font=text.font(13), anchor="rm")
     draw.text(((left + right) / 2, height - 8), x, fill=text.FAINT, font=text.font(13), anchor="mb")
     legend = list(series) if len(series) > 1 else []
-    head = text.fit(" ".join(filter(None, [title, f"({y})" if y else ""])), 16, right - left)
+    head = text.fit(" ".join(filter(None, [title, f"({y})" if y and y not in title else ""])), 16, right - left)
     draw.text((left, 26), head, fill=text.INK, font=text.font(16), anchor="ls")
     at = right
     for i, name in reversed(list(enumerate(legend))):

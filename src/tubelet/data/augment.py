@@ -1,0 +1,139 @@
+"""Augmentation of a whole batch on its device: nothing here waits for the device or leaves the counters."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from tubelet.core import Batch, Draw, Stream
+from tubelet.data.settings import AugmentSettings
+from tubelet.errors import ConfigError
+
+_GREY = (0.299, 0.587, 0.114)  # luma weights of ITU-R BT.601
+
+
+class Augment:
+    """Flip, colour, erasing per sample, then mixup or cutmix and soft targets, all drawn by name (``augment/...``).
+
+    ``classes``: number of classes for soft targets. Pixels stay uint8 where only flip is on, else they become float in [0, 1].
+    With mixup, cutmix or smoothing ``labels["target"]`` is (B, classes) float32; ``labels["class"]`` stays as it was.
+    Raises ConfigError where soft targets are asked for without classes.
+    """
+
+    def __init__(self, settings: AugmentSettings, *, classes: int = 0) -> None:
+        if settings.mixes and classes < 2:
+            raise ConfigError("augment: mixup, cutmix and smoothing need class labels, and this data has none; set them to 0")
+        self.settings, self.classes = settings, classes
+
+    def __call__(self, batch: Batch, draw: Draw, stream: str = "video") -> Batch:
+        """``draw`` must be bound to the batch's samples."""
+        s, video, draw = self.settings, batch.stream(stream), draw.child("augment")
+        if s.flip:
+            video = flip(video, draw.uniform("flip") < s.flip)
+        colour = s.brightness or s.contrast or s.saturation
+        if colour or s.erase or s.mixup or s.cutmix:
+            video = replace(video, data=as_float(video.data))
+        if colour:
+            video = replace(video, data=jitter(video.data, s, draw))
+        if s.erase:
+            video = replace(video, data=erase(video.data, s.erase, draw))
+        if not s.mixes:
+            return batch.with_stream(stream, video)
+        label = batch.labels.get("class")
+        if not isinstance(label, Tensor):
+            raise ConfigError("augment: mixup, cutmix and smoothing need class labels, and this batch has none; set them to 0")
+        target = soft_targets(label, self.classes, s.smoothing)
+        if s.mixup or s.cutmix:
+            data, share = mix(video.data, s, draw)
+            video = replace(video, data=data)
+            target = share * target + (1 - share) * target.flip(0)
+        return replace(batch.with_stream(stream, video), labels={**batch.labels, "target": target})
+
+
+def as_float(x: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 [0, 1]; floats stay."""
+    return x.float() / 255 if x.dtype == torch.uint8 else x
+
+
+def flip(video: Stream, which: Tensor) -> Stream:
+    """Mirror the samples of ``which`` (B,) bool left to right, and their crop affine: x -> width - x."""
+    data = torch.where(which.view(-1, 1, 1, 1, 1), video.data.flip(-1), video.data)
+    if video.crop is None:
+        return replace(video, data=data)
+    mirrored = video.crop.clone()
+    mirrored[:, 0] = -mirrored[:, 0]
+    mirrored[:, 0, 2] += video.data.shape[-1]
+    return replace(video, data=data, crop=torch.where(which.to(video.crop.device).view(-1, 1, 1), mirrored, video.crop))
+
+
+def jitter(x: Tensor, s: AugmentSettings, draw: Draw) -> Tensor:
+    """Brightness, contrast (about the clip's mean grey) and saturation by factors in 1 +- amount, one for all frames of a clip.
+    x (B, 3, T, H, W) in [0, 1]."""
+    u = (draw.uniform("colour", 3) * 2 - 1).view(-1, 3, 1, 1, 1, 1)
+    weights = torch.tensor(_GREY, device=x.device, dtype=x.dtype).view(1, 3, 1, 1, 1)
+    x = (x * (1 + s.brightness * u[:, 0])).clamp(0, 1)
+    grey = (x * weights).sum(1, keepdim=True)
+    mean = grey.mean(dim=(2, 3, 4), keepdim=True)
+    x = (mean + (x - mean) * (1 + s.contrast * u[:, 1])).clamp(0, 1)
+    grey = (x * weights).sum(1, keepdim=True)
+    return (grey + (x - grey) * (1 + s.saturation * u[:, 2])).clamp(0, 1)
+
+
+def erase(x: Tensor, chance: float, draw: Draw) -> Tensor:
+    """Random erasing in pixel mode (Zhong et al. 2020): a box of 2 % to a third of the area, ratio 0.3 to 3.3, the same in all frames,
+    becomes normal noise (mean .5, deviation .25, clamped). x (B, 3, T, H, W) in [0, 1]."""
+    height, width = x.shape[-2:]
+    u = draw.uniform("erase", 5)
+    area = (0.02 + u[:, 1] * (1 / 3 - 0.02)) * height * width
+    ratio = torch.exp((u[:, 2] * 2 - 1) * torch.log(torch.tensor(10 / 3, device=x.device)))
+    h, w = (area * ratio).sqrt().clamp(max=height), (area / ratio).sqrt().clamp(max=width)
+    top, left = u[:, 3] * (height - h), u[:, 4] * (width - w)
+    inside = _box(top, left, h, w, height, width) & (u[:, 0] < chance).view(-1, 1, 1)
+    noise = (0.5 + 0.25 * draw.normal("noise", 3, *x.shape[2:]).to(x.dtype)).clamp(0, 1)
+    return torch.where(inside[:, None, None], noise, x)
+
+
+def _box(top: Tensor, left: Tensor, h: Tensor, w: Tensor, height: int, width: int) -> Tensor:
+    """(B, height, width) bool: pixels whose corner lies in the boxes."""
+    y, x = torch.arange(height, device=top.device), torch.arange(width, device=top.device)
+    rows = (y >= top[:, None]) & (y < (top + h)[:, None])
+    columns = (x >= left[:, None]) & (x < (left + w)[:, None])
+    return rows[:, :, None] & columns[:, None, :]
+
+
+def soft_targets(label: Tensor, classes: int, smoothing: float) -> Tensor:
+    """(B,) int64 -> (B, classes) float32: 1 - smoothing + smoothing / classes at the label, smoothing / classes elsewhere."""
+    return torch.nn.functional.one_hot(label, classes).float() * (1 - smoothing) + smoothing / classes
+
+
+def mix(x: Tensor, s: AugmentSettings, draw: Draw) -> tuple[Tensor, Tensor]:
+    """The batch mixed with itself in reverse order by one draw for all (mixup: Zhang et al. 2018; cutmix: Yun et al. 2019).
+
+    Returns the pixels and the share (scalar) that each sample keeps of itself; cutmix's is counted from the box.
+    """
+    use_cut = draw.uniform("switch", per="batch") < (s.switch if s.mixup and s.cutmix else float(s.cutmix > 0))
+    alpha_share = [beta(a, draw.child(name)) if a else x.new_ones(()) for name, a in (("mixup", s.mixup), ("cutmix", s.cutmix))]
+    height, width = x.shape[-2:]
+    side = (1 - alpha_share[1]).sqrt()
+    place = draw.uniform("box", 2, per="batch")
+    h, w = side * height, side * width
+    top, left = place[0] * height - h / 2, place[1] * width - w / 2
+    box = _box(top[None], left[None], h[None], w[None], height, width)[0]
+    cut_share = 1 - box.float().mean()
+    other = x.flip(0)
+    if not s.mixup or not s.cutmix:  # one of them is off: spare its work
+        return (torch.where(box, other, x), cut_share) if s.cutmix else (alpha_share[0] * x + (1 - alpha_share[0]) * other, alpha_share[0])
+    mixed = torch.where(use_cut, torch.where(box, other, x), alpha_share[0] * x + (1 - alpha_share[0]) * other)
+    return mixed, torch.where(use_cut, cut_share, alpha_share[0])
+
+
+def beta(alpha: float, draw: Draw, tries: int = 64) -> Tensor:
+    """One number of Beta(alpha, alpha) per batch, 0 < alpha <= 2, by Joehnk's method: of pairs u^(1/a), v^(1/a) the first whose sum is
+    at most 1, as u' / (u' + v'). All tries fail with a chance below 1e-5; then it is 1/2."""
+    u = draw.uniform("beta", 2, tries, per="batch").double().clamp(min=1e-12).pow(1 / alpha)
+    total = u.sum(0)
+    good = (total <= 1) & (total > 0)
+    first = torch.argmax(good.int())
+    return torch.where(good.any(), u[0, first] / total[first].clamp(min=1e-300), torch.full_like(total[0], 0.5)).float()
