@@ -11,6 +11,8 @@ from typing import Any, cast
 
 import torch
 import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from tubelet import recipe as recipe_book
 from tubelet.config import import_file, kinds, overlay, parse, to_yaml
@@ -190,17 +192,20 @@ def _shown(sources: Sources) -> str:
 
 
 def _cache_progress(speak: bool) -> Callable[[int, int, str], None] | None:
-    """Announce what the cache says, and a line every tenth of its filling."""
+    """Say what the cache announces; a bar while it fills, on a terminal."""
     if not speak:
         return None
-    shown = -1
+    bar = Progress(TextColumn("caching"), BarColumn(), MofNCompleteColumn(), console=Console(stderr=True), transient=True)
+    task = bar.add_task("cache", total=None)
 
     def progress(done: int, total: int, text: str) -> None:
-        nonlocal shown
-        tenth = done * 10 // max(1, total)
-        if tenth != shown:
-            shown = tenth
-            _say(f"{text} {done}/{total}")
+        if text:
+            _say(text)
+        if bar.console.is_terminal:
+            bar.start()
+            bar.update(task, completed=done, total=total)
+            if done >= total:
+                bar.stop()
 
     return progress
 
@@ -251,7 +256,7 @@ def load(run: str | Path, *, weights: str = "auto", device: str = "auto", random
             model.load_state_dict(tensors)
         except RuntimeError as error:
             raise CheckpointError(f"{path} does not fit its own settings: {error}") from None
-    return Loaded(model.to(pick_device(device)).eval(), stage.data, config, path)
+    return Loaded(model.to(pick_device(device, "device")).eval(), stage.data, config, path)
 
 
 def _weights_file(run: Path, weights: str) -> Path:
@@ -308,10 +313,13 @@ def embed(
     loaded = run if isinstance(run, Loaded) else load(run, device=device, random=random)
     data, views = _evaluation_data(loaded, settings, split)
     table = open_table_for(sources, data)
+    for name, value in (("seconds", seconds), ("hop", hop)):
+        if value is not None and value <= 0:
+            raise ConfigError(f"{name} must be more than 0, got {value:g}")
     if seconds is not None:
         table = windows(table, seconds=seconds, hop=hop, settings=data)
     elif hop is not None:
-        raise ConfigError("--hop needs --seconds: the length of a window")
+        raise ConfigError("hop needs seconds: the length of a window")
     feed = EvalFeed(table, data, views=views, batch=batch, device=str(loaded.device))
     result = embed_table(loaded.model, feed, table, pool=pool, device=loaded.device, progress=progress)
     if out is not None:

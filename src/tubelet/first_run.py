@@ -56,7 +56,7 @@ def demo(out: str | Path = "tubelet-demo", *, quick: bool = False) -> Path:
 
     _say("3/4  which way did it go? a linear probe on frozen features, one vector per time slot")
     scores = {name: api.probe(run, manifest, pool="slots", random=name == "random") for name in ("trained", "random")}
-    gain = scores["trained"].compare(scores["random"])
+    gain = scores["trained"].compare(scores["random"], names=("pre-trained", "random"))
     _say(f"     pre-trained  {scores['trained']}\n     random       {scores['random']}\n     difference   {gain}")
     if quick:
         _say(f"     ({size.steps} steps teach nothing: leave --quick out to see the difference)")

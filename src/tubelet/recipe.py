@@ -61,7 +61,7 @@ class Recipe(Settings):
 
 def names() -> list[str]:
     """The recipes that come with Tubelet."""
-    return sorted(p.name.removesuffix(".yaml") for p in resources.files("tubelet.recipes").iterdir() if p.name.endswith(".yaml"))
+    return sorted(p.name.removesuffix(".yaml") for p in (resources.files("tubelet") / "recipes").iterdir() if p.name.endswith(".yaml"))
 
 
 def path_of(recipe: str | Path) -> Path:
@@ -71,7 +71,7 @@ def path_of(recipe: str | Path) -> Path:
     if str(recipe) not in names():
         hint = did_you_mean(str(recipe), names())
         raise ConfigError(f"unknown recipe {str(recipe)!r}{hint}; there are {', '.join(names())}, or give a .yaml file")
-    with resources.as_file(resources.files("tubelet.recipes") / f"{recipe}.yaml") as path:
+    with resources.as_file(resources.files("tubelet") / "recipes" / f"{recipe}.yaml") as path:
         return path
 
 

@@ -20,7 +20,7 @@ from tubelet.data.timeline import Timeline, TimelineCache
 from tubelet.errors import DecodeError
 
 SCAN_LIMIT = 256 * 2**20  # bytes: larger files are not read to their end only to list their frames
-_SEEKABLE = {"mov", "matroska", "avi"}  # containers whose index leads to key frames
+_SEEKABLE = {"mov", "matroska"}  # containers whose index leads to key frames
 _scanned = TimelineCache()
 
 
@@ -130,25 +130,29 @@ class PyavReader:
         return Timeline(pts * self._base - self._origin, "estimate", pts) if n else None
 
     def _scan(self) -> Timeline | None:
-        """From the stamps of all packets, without decoding; None where stamps are absent or repeat."""
+        """From the stamps of all packets, without decoding; None where they do not say which frames will be shown and when."""
         if not self._fresh:
             self._reopen()
         self._fresh = False
-        pts, keys = [], []
+        pts, keys, codec = [], [], self.stream.codec_context.name
         try:
             for packet in self.container.demux(self.stream):
                 self.deadline.left()
-                if packet.size and not packet.is_discard:
-                    if packet.pts is None:
-                        return None
-                    pts.append(packet.pts)
-                    if packet.is_keyframe:
-                        keys.append(packet.pts)
+                hidden = codec.endswith("vp8") and packet.size and not bytes(packet)[0] & 16  # VP8 sends frames that are never shown
+                if not packet.size or packet.is_discard or hidden:
+                    continue
+                if packet.pts is None or (codec == "mpeg4" and packet.size <= 16):  # too short for a picture: "the same again", no frame
+                    return None
+                pts.append(packet.pts)
+                if packet.is_keyframe:
+                    keys.append(packet.pts)
         except av.error.FFmpegError as error:
             if isinstance(error, av.error.ExitError):
                 raise self.deadline.error() from None
         stamps = np.array(sorted(pts), np.int64)
         if not len(stamps) or not keys or (np.diff(stamps) <= 0).any():
+            return None
+        if self._is_avi and len(keys) < len(pts):
             return None
         return Timeline(stamps * self._base - self._origin, "packets", stamps, np.array(sorted(keys), np.int64))
 
@@ -158,7 +162,7 @@ class PyavReader:
         if not stamps:
             raise DecodeError(f"{self.path}: no frame can be decoded{self._last_error}")
         known = [s for s in stamps if s is not None]
-        if len(known) == len(stamps) and all(a < b for a, b in pairwise(known)):
+        if not self._is_avi and len(known) == len(stamps) and all(a < b for a, b in pairwise(known)):
             return Timeline(np.array(known, np.int64) * self._base - self._origin, "decoded")
         return Timeline(np.arange(len(stamps)) / (self.fps or 25.0), "decoded")
 
@@ -202,6 +206,11 @@ class PyavReader:
             here = wanted[at]
             yield wanted[at], frame
             at += 1
+
+    @property
+    def _is_avi(self) -> bool:
+        """AVI counts packets in the order of decoding; what it calls a time stamp is not when a frame is shown."""
+        return "avi" in self.container.format.name.split(",")
 
     @property
     def _can_seek(self) -> bool:

@@ -132,6 +132,8 @@ class DataSettings(Settings):
             problems.append(f"workers must be 0..512 or auto, got {self.workers}")
         if self.cache == "device" and isinstance(self.workers, int) and self.workers > 0:
             problems.append("workers must be 0 or auto with cache = device: the clips are cut on the device")
+        if self.area[1] > 1:
+            problems.append(f"area is a share of the frame, not above 1, got {self.area}")
         if self.fps is not None and self.sampling != "window":
             problems.append(f"fps works with sampling = window only, not {self.sampling}")
         if problems:

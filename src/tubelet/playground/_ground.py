@@ -41,8 +41,8 @@ class Ground:
         return bool(self.vx.any() or self.vy.any())
 
 
-def draw_ground(dice: Dice, *, pattern: Ints, drift: Floats, short: int, frames: int) -> Ground:
-    """Planes for the clips of the dice. ``drift`` (B,): way during the clip in shorter sides, 0 is at rest."""
+def draw_ground(dice: Dice, *, pattern: Ints, drift: Floats, short: int, frames: int, tones: int = len(TONES)) -> Ground:
+    """Planes for the clips of the dice. ``drift`` (B,): way during the clip in shorter sides, 0 is at rest. ``tones``: only the first ones."""
     full = (0.0, 2 * math.pi)
     drawn = dice.table(
         "ground",
@@ -53,7 +53,7 @@ def draw_ground(dice: Dice, *, pattern: Ints, drift: Floats, short: int, frames:
         phase2=full,
         wide=(1.4, 2.2),
         length=(0.24, 0.40),
-        tone=(0, len(TONES)),
+        tone=(0, tones),
     )
     smooth, clouds = (pattern == PATTERNS.index(name) for name in ("smooth", "clouds"))
     # The second wave stands square to the first (checks, dots); clouds take three of different lengths.

@@ -15,8 +15,9 @@ from tubelet.playground._shapes import COLOURS
 from tubelet.playground._world import World, draw_body
 
 SHAPES = ("circle", "square", "triangle", "ring")
-RADIUS = (0.15, 0.20)  # middle radius in sides of the frame
-SIZE_WORDS = ((0.17, "small"), (math.inf, "big"))
+RADIUS = (0.17, 0.23)  # middle radius in sides of the frame
+DARK = 4  # the dark tones come first: bright ones would outweigh the object in the error of a small model
+SIZE_WORDS = ((0.20, "small"), (math.inf, "big"))
 RANGES = Ranges(reach=(0.4, 0.65), orbit=(0.14, 0.20), turns=(0.75, 1.0), spins=(0.3, 0.6), cycles=(0.9, 1.4), swell=(0.5, 0.8))
 
 
@@ -49,6 +50,7 @@ class Easy(Scene):
             drift=np.zeros(many),
             short=min(self.height, self.width),
             frames=self.frames,
+            tones=DARK,
         )
         body = draw_body(
             dice.child("main"),

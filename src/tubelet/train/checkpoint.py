@@ -47,7 +47,7 @@ def atomic(path: Path) -> Iterator[Path]:
         full = (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or "No space left" in str(error)
         free = shutil.disk_usage(path.parent).free / 2**20
         why = f"the disk is full ({free:.0f} MiB free)" if full else str(error)
-        raise CheckpointError(f"cannot write {path}: {why}; free some space, then continue with --resume") from error
+        raise CheckpointError(f"cannot write {path}: {why}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -123,7 +123,7 @@ class Checkpoints:
         except CheckpointError as error:
             last = self.all()
             kept = f"the last good checkpoint is {last[-1].path.name}" if last else "there is no earlier checkpoint"
-            raise CheckpointError(f"{error} ({kept})") from error
+            raise CheckpointError(f"{error}; {kept}. Free some space, then continue with --resume") from error
         for old in self.all()[: -self.keep]:
             old.path.unlink(missing_ok=True)
         return path

@@ -40,22 +40,23 @@ class Ranks:
             dist.barrier(group=self.control)
 
 
-def pick_device(name: str) -> torch.device:
-    """``auto`` = this process's GPU where there is one, else the CPU. Raises ConfigError for a device that is not there."""
+def pick_device(name: str, where: str = "train.device") -> torch.device:
+    """``auto`` = this process's GPU where there is one, else the CPU. ``where``: what a message calls it. Raises
+    ConfigError for a device that is not there."""
     local = int(os.environ.get("LOCAL_RANK", 0))
     if name == "auto":
         name = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"train.device: unknown device {name!r}; use auto, cpu, cuda or cuda:N") from None
+        raise ConfigError(f"{where}: unknown device {name!r}; use auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise ConfigError(f"train.device={name}: this machine shows no CUDA device; use train.device=cpu")
+            raise ConfigError(f"{where}={name}: this machine shows no CUDA device; use {where}=cpu")
         if device.index is None:
             device = torch.device("cuda", local)
         if device.index >= torch.cuda.device_count():
-            raise ConfigError(f"train.device={name}: there are {torch.cuda.device_count()} GPUs, for {local + 1} or more local processes")
+            raise ConfigError(f"{where}={name}: there are {torch.cuda.device_count()} GPUs, for {local + 1} or more local processes")
     return device
 
 
