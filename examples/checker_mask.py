@@ -1,6 +1,6 @@
 """A masking strategy of your own is a file like this one. Use it with
 
-    tubelet pretrain my_videos/ --out runs/checker --import checker_mask.py --set masking=checker_mask
+tubelet pretrain my_videos/ --out runs/checker --import checker_mask.py --set masking=checker_mask
 """
 
 import torch

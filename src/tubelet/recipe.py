@@ -113,12 +113,13 @@ def load(recipe: str | Path, settings: Sequence[str] = (), *, size: str | None =
 
 def _resized(stage: dict[str, Any], size: str) -> dict[str, Any]:
     """A stage whose method has a named size; single dimensions that the recipe gave make room for it."""
-    method = stage.get("method")
-    method = {"kind": method} if isinstance(method, str) else dict(method or {})
+    given = stage.get("method")
+    method: dict[str, Any] = {"kind": given} if isinstance(given, str) else dict(given or {})
     for name in ("dim", "depth", "heads", "mlp_ratio"):
         method.pop(name, None)
-    if isinstance(method.get("decoder"), dict):
-        method["decoder"] = {k: v for k, v in method["decoder"].items() if k not in ("dim", "depth", "heads", "mlp_ratio")}
+    decoder = method.get("decoder")
+    if isinstance(decoder, dict):
+        method["decoder"] = {k: v for k, v in decoder.items() if k not in ("dim", "depth", "heads", "mlp_ratio")}
     return {**stage, "method": {**method, "size": size}}
 
 

@@ -57,7 +57,9 @@ def make_video() -> Callable[..., Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with av.open(str(path), "w") as out:
             base = Fraction(1, 1000) if times else Fraction(1, fps)
-            stream = out.add_stream(codec, rate=fps, options={"g": str(gop), **(options or {"crf": "10"} if codec == "libx264" else options or {})})
+            stream = out.add_stream(
+                codec, rate=fps, options={"g": str(gop), **(options or {"crf": "10"} if codec == "libx264" else options or {})}
+            )
             stream.width, stream.height, stream.pix_fmt = w, h, pix_fmt
             stream.codec_context.time_base = base
             voice = out.add_stream("aac", rate=16000, layout="mono") if sound else None

@@ -16,7 +16,9 @@ B, T, H, W = 8, 4, 16, 24
 
 def batch(samples: list[int] | None = None) -> Batch:
     sample = torch.tensor(samples if samples is not None else list(range(B)))
-    pixels = torch.stack([torch.randint(0, 256, (3, T, H, W), generator=torch.Generator().manual_seed(int(k))) for k in sample]).to(torch.uint8)
+    pixels = torch.stack([torch.randint(0, 256, (3, T, H, W), generator=torch.Generator().manual_seed(int(k))) for k in sample]).to(
+        torch.uint8
+    )
     crop = torch.tensor([[2.0, 0, -10], [0, 3, -20]]).repeat(len(sample), 1, 1)
     return Batch({"video": Stream(pixels, crop=crop)}, {"class": sample % 3}, sample)
 

@@ -207,7 +207,10 @@ def test_pictures_and_folders_of_frames(tmp_path: Path) -> None:
         with open_item(Item(str(tmp_path / name), "image", None, None, name, -1)) as picture:
             assert dict(picture.frames(next(iter(picture.timelines())), [0]))[0].shape == shape
     (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut off")
-    with open_item(Item(str(tmp_path / "bad.jpg"), "image", None, None, "", -1)) as picture, pytest.raises(DecodeError, match="bad.jpg: not a readable"):
+    with (
+        open_item(Item(str(tmp_path / "bad.jpg"), "image", None, None, "", -1)) as picture,
+        pytest.raises(DecodeError, match="bad.jpg: not a readable"),
+    ):
         list(picture.frames(next(iter(picture.timelines())), [0]))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DecodeError, match="holds no pictures"):
@@ -237,7 +240,9 @@ def test_torchcodec_that_does_not_load_is_left_alone(monkeypatch: pytest.MonkeyP
     decoders = Broken("torchcodec.decoders")
     monkeypatch.setitem(sys.modules, "torchcodec", fake)
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", decoders)
-    with pytest.warns(UserWarning, match=r"installed but not used: .*libavutil\.so\.59: cannot open shared object file; decoding with PyAV"):
+    with pytest.warns(
+        UserWarning, match=r"installed but not used: .*libavutil\.so\.59: cannot open shared object file; decoding with PyAV"
+    ):
         assert choose_decoder("auto") == "pyav"
     with pytest.raises(ConfigError, match="torchcodec cannot be used"):
         choose_decoder("torchcodec")

@@ -122,7 +122,10 @@ def test_jsonl_tsv_and_lists(tree: Path) -> None:
         ("file,label\nb/2.mp4,1,3\n", r"line 2: 3 fields, the header has 2"),
         ("file,file\nb/2.mp4,1\n", r"column names repeat"),
         ("file,label\n,1\n", r"line 2: no file in column 'file'"),
-        ("file,label\nb/9.mp4,1\nb/2.mp4,2\n", r"1 files do not exist: .*line 2: .*b/9\.mp4\. Relative paths start at the manifest's folder"),
+        (
+            "file,label\nb/9.mp4,1\nb/2.mp4,2\n",
+            r"1 files do not exist: .*line 2: .*b/9\.mp4\. Relative paths start at the manifest's folder",
+        ),
         ("file,label\n", r"has a header but no rows"),
         ("", r"m\.csv is empty"),
         ('file,label\n"b/2.mp4,1\n', r"not readable as CSV"),

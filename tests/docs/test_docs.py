@@ -41,10 +41,22 @@ def reader(tmp_path_factory) -> Path:
     (home / "my_videos").mkdir()
     for path in sorted((manifest.parent / "clips").glob("*.mp4"))[:12]:
         shutil.copy(path, home / "my_videos")
-    settings = ["method.dim=32", "method.depth=1", "method.heads=2", "method.patch=[2,8,8]", "data.size=32", "data.stride=1", "data.workers=0"]
+    settings = [
+        "method.dim=32",
+        "method.depth=1",
+        "method.heads=2",
+        "method.patch=[2,8,8]",
+        "data.size=32",
+        "data.stride=1",
+        "data.workers=0",
+    ]
     decoder = "method.decoder={dim: 16, depth: 1, heads: 2}"
     tubelet.pretrain(
-        home / "my_videos", out=home / "runs" / "a", recipe="tiny-cpu", settings=[*settings, decoder, "epochs=null", "steps=3", "batch=4"], quiet=True
+        home / "my_videos",
+        out=home / "runs" / "a",
+        recipe="tiny-cpu",
+        settings=[*settings, decoder, "epochs=null", "steps=3", "batch=4"],
+        quiet=True,
     )
     return home
 
@@ -77,7 +89,6 @@ def test_example(example, reader, tmp_path):
 def test_links_inside_the_documentation_lead_somewhere():
     broken = []
     for page in PAGES:
-        for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", page.read_text(encoding="utf-8")):
-            if not (page.parent / target).exists():
-                broken.append(f"{page.relative_to(ROOT)} -> {target}")
+        targets = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", page.read_text(encoding="utf-8"))
+        broken += [f"{page.relative_to(ROOT)} -> {t}" for t in targets if not (page.parent / t).exists()]
     assert not broken, broken

@@ -1,8 +1,8 @@
 """One training run in a process of its own, with a fault built in.
 
-    python drive.py plain ARGS...              tubelet pretrain ARGS...
-    python drive.py die-in-write N ARGS...     the same, but SIGKILL in the middle of the N-th checkpoint's write
-    python drive.py record FILE ARGS...        the same, and every mask's visible tokens by sample number into FILE.RANK
+python drive.py plain ARGS...              tubelet pretrain ARGS...
+python drive.py die-in-write N ARGS...     the same, but SIGKILL in the middle of the N-th checkpoint's write
+python drive.py record FILE ARGS...        the same, and every mask's visible tokens by sample number into FILE.RANK
 """
 
 from __future__ import annotations

@@ -125,7 +125,9 @@ def test_killed_inside_a_write(clips, straight, tmp_path, write):
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
 def test_a_signal_saves_and_exits(clips, straight, tmp_path, name):
     number = getattr(signal, name)
-    process = subprocess.Popen(command(arguments(clips, tmp_path / "run", train__checkpoint_every="null")), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(arguments(clips, tmp_path / "run", train__checkpoint_every="null")), stderr=subprocess.PIPE, text=True
+    )
     wait_for_step(tmp_path / "run", 6, process)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)

@@ -61,9 +61,13 @@ class StopAfter:
         return {}
 
 
-def train(build: Callable[[], Trainable], feed: ToyFeed, out: Path, stops: Sequence[int] = (), **settings: Any) -> tuple[Result, dict[str, Tensor]]:
+def train(
+    build: Callable[[], Trainable], feed: ToyFeed, out: Path, stops: Sequence[int] = (), **settings: Any
+) -> tuple[Result, dict[str, Tensor]]:
     """Train to the end, stopping and resuming at every step of ``stops``. Returns the last result and the final checkpoint's tensors."""
-    config = TrainSettings(**({"steps": 12, "batch": 8, "lr": 1e-2, "min_lr": 0.0, "lr_batch": None, "device": "cpu", "log_every": 1} | settings))
+    config = TrainSettings(
+        **({"steps": 12, "batch": 8, "lr": 1e-2, "min_lr": 0.0, "lr_batch": None, "device": "cpu", "log_every": 1} | settings)
+    )
     for i, stop in enumerate([*stops, -1]):
         torch.manual_seed(0)
         result = fit(build(), feed, config, out, hooks=[StopAfter(stop)], resume=i > 0, quiet=True)

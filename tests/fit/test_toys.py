@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tubelet.core import Batch, Frozen, Group, Losses, Mask, Masker, Step, Stream, TokenGrid, Tokens, Trainable
-from tubelet.objectives import reduce
+from tubelet.objectives.losses import reduce
 
 
 def vectors(draw, n):
@@ -125,7 +125,8 @@ class Ragged(Trainable):
         valid = stream.valid.gather(1, order)
         mask = Mask(TokenGrid(("step",), (8,), (1,)), order[:, :4], order[:, 4:], visible_valid=valid[:, :4], target_valid=valid[:, 4:])
         pick = lambda index: stream.data.gather(1, index[..., None].expand(-1, -1, 3))  # noqa: E731 (a toy in 30 lines)
-        seen = (pick(mask.visible) * mask.visible_valid[..., None]).sum(1, keepdim=True) / mask.visible_valid.sum(1).clamp(min=1)[:, None, None]
+        real = mask.visible_valid.float()[..., None]
+        seen = (pick(mask.visible) * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
         error = (self.model(seen) - pick(mask.target)).square().mean(-1)
         return Losses({"error": (reduce(error, mask.target_valid.float()), 1.0)})
 

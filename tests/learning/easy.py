@@ -72,7 +72,14 @@ class Feed:
 def model(seed: int, masking: str = "tube", ratio: float = 0.75) -> VideoMAE:
     """D 96, 4 blocks; patches of 2x8x8; raw pixels as the target."""
     config = Config.model_validate(
-        {"dim": 96, "depth": 4, "heads": 3, "patch": (2, 8, 8), "decoder": {"dim": 48, "depth": 2, "heads": 3}, "target": {"normalise": "none"}}
+        {
+            "dim": 96,
+            "depth": 4,
+            "heads": 3,
+            "patch": (2, 8, 8),
+            "decoder": {"dim": 48, "depth": 2, "heads": 3},
+            "target": {"normalise": "none"},
+        }
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -117,7 +124,15 @@ def probe(net: VideoMAE) -> dict[str, float]:
 def pretrain(net: VideoMAE, seed: int, steps: int) -> list[dict[str, float]]:
     """Train ``net`` in place; returns the lines of metrics.jsonl."""
     settings = TrainSettings(
-        steps=steps, batch=64, lr=1e-3, lr_batch=None, min_lr=1e-5, warmup_steps=steps // 10, seed=seed, device="cpu", checkpoint_minutes=None
+        steps=steps,
+        batch=64,
+        lr=1e-3,
+        lr_batch=None,
+        min_lr=1e-5,
+        warmup_steps=steps // 10,
+        seed=seed,
+        device="cpu",
+        checkpoint_minutes=None,
     )
     with tempfile.TemporaryDirectory() as folder:
         fit(net, Feed(seed), settings, Path(folder), quiet=True)
@@ -131,7 +146,8 @@ def main() -> None:
     parser.add_argument("--masking", default="tube")
     parser.add_argument("--ratio", type=float, default=0.75)
     args = parser.parse_args()
-    print("| seed | steps | slots random | slots trained | mean random | mean trained | loss | seconds |\n|---|---|---|---|---|---|---|---|")
+    print("| seed | steps | slots random | slots trained | mean random | mean trained | loss | seconds |")
+    print("|---" * 8 + "|")
     for seed in args.seeds:
         net = model(seed, args.masking, args.ratio)
         before, began = probe(net), time.monotonic()

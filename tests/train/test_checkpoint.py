@@ -54,9 +54,14 @@ def test_a_damaged_newest_is_named_and_the_one_before_is_used(tmp_path):
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
     write_text(tmp_path / "x", "old")
-    with pytest.raises(ZeroDivisionError), atomic(tmp_path / "x") as temporary:
-        temporary.write_text("half")
-        raise ZeroDivisionError
+
+    def fail_half_way() -> None:
+        with atomic(tmp_path / "x") as temporary:
+            temporary.write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_half_way()
     assert (tmp_path / "x").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 

@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "fit"))
-from harness import ToyFeed, train  # noqa: E402 (the toys' harness serves these tests too)
+from harness import ToyFeed, train  # the toys' harness serves these tests too
 
-from tubelet.core import CounterDraw, Losses, Step, Stream, Trainable
+from tubelet.core import Batch, CounterDraw, Losses, Step, Stream, Trainable
 from tubelet.errors import CheckpointError, NonFiniteError
-from tubelet.objectives import reduce
+from tubelet.objectives.losses import reduce
+from tubelet.train.checkpoint import read_tensors
+from tubelet.train.loop import fit
 from tubelet.train.settings import TrainSettings
 from tubelet.train.step import Stepper
 
@@ -67,8 +69,6 @@ def test_a_non_finite_step_changes_nothing_and_is_named(tmp_path):
     before = {k: v.clone() for k, v in model.state_dict().items()}
     stepper = Stepper(model, TrainSettings(steps=1, weight_decay=0.5), lambda at, schedule: 0.1)
     sample = torch.arange(4)
-    from tubelet.core import Batch
-
     batch = Batch({"video": Stream(torch.randn(4, 6))}, {}, sample)
     out = stepper.step([batch], Step(0, 0, 0.0, 0.0, CounterDraw(0, sample)))
     assert out.log["finite"].item() == 0
@@ -78,10 +78,8 @@ def test_a_non_finite_step_changes_nothing_and_is_named(tmp_path):
 
 def test_resume_explains_settings_and_data(tmp_path):
     train(Line, ToyFeed(vectors), tmp_path, steps=4)
+    config = TrainSettings(steps=4, batch=8, lr=2e-2, min_lr=0.0, lr_batch=None, device="cpu", log_every=5)
     with pytest.raises(CheckpointError) as caught:
-        from tubelet.train.loop import fit
-
-        config = TrainSettings(steps=4, batch=8, lr=2e-2, min_lr=0.0, lr_batch=None, device="cpu", log_every=5)
         fit(Line(), ToyFeed(vectors, size=41), config, tmp_path, resume=True, quiet=True)
     message = str(caught.value)
     assert "train.lr: the checkpoint has 0.01, this call 0.02" in message
@@ -97,8 +95,6 @@ def test_an_existing_run_is_not_overwritten(tmp_path):
 
 
 def test_weight_average_follows_the_weights(tmp_path):
-    from tubelet.train.checkpoint import read_tensors
-
     train(Line, ToyFeed(vectors), tmp_path, steps=40, lr=0.1, ema=0.5)
     mean, last = read_tensors(tmp_path / "model_ema.safetensors"), read_tensors(tmp_path / "model.safetensors")
     assert mean.keys() == last.keys()
@@ -113,8 +109,6 @@ def test_clipping_bounds_the_gradient():
     stepper = Stepper(model, settings, lambda at, schedule: 1.0)
     before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
     sample = torch.arange(4)
-    from tubelet.core import Batch
-
     out = stepper.step([Batch({"video": Stream(10 * torch.randn(4, 6))}, {}, sample)], Step(0, 0, 0.0, 0.0, CounterDraw(0, sample)))
     moved = torch.cat([p.detach().flatten() for p in model.parameters()]) - before
     assert out.log["grad_norm"] > 0.25, "the logged norm is the one before clipping"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -53,7 +54,7 @@ def test_rates_follow_the_batch_and_end_near_the_minimum():
     assert rates[0] == 0
     assert max(rates) == pytest.approx(2e-3)
     assert rates[9] == pytest.approx(2e-3)
-    assert all(b < a for a, b in zip(rates[11:], rates[12:], strict=False))
+    assert all(b < a for a, b in itertools.pairwise(rates[11:]))
     assert 2e-5 < rates[-1] < 3e-5
     with pytest.raises(ConfigError, match="unknown learning-rate schedule 'cosin'"):
         learning_rate(settings, plan, Position(), "cosin")

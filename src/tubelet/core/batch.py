@@ -62,7 +62,9 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """All tensors on ``device``."""
-        labels = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else [x.to(device) for x in v] for k, v in self.labels.items()}
+        labels = {
+            k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else [x.to(device) for x in v] for k, v in self.labels.items()
+        }
         streams = {k: s.to(device) for k, s in self.streams.items()}
         return Batch(streams, labels, self.sample.to(device, non_blocking=True), self.key)
 

@@ -14,7 +14,7 @@ from tubelet.data import transform
 from tubelet.data.reader import Decoder, open_item, read_chosen
 from tubelet.data.settings import DataSettings
 from tubelet.data.table import Table
-from tubelet.data.workers import local_ranks, run_jobs
+from tubelet.data.workers import killed_after, local_ranks, run_jobs
 from tubelet.errors import DataError, DecodeError
 
 Progress = Callable[[int, int, str], None]
@@ -78,7 +78,10 @@ class _Decode:
             frame = torch.from_numpy(np.ascontiguousarray(rgb))[None]
             frames.append(transform.cut(frame, transform.Box(0, 0, *source), kept_size(*source, s.short_side))[0].contiguous())
 
-        with open_item(item, decoder=self.decoder, timeout=s.decode_timeout, folder_fps=s.folder_fps) as reader:
+        with (
+            killed_after(2 * s.decode_timeout + 1),
+            open_item(item, decoder=self.decoder, timeout=s.decode_timeout, folder_fps=s.folder_fps) as reader,
+        ):
             _, times, _ = read_chosen(reader, item, choose, take)
         return Kept(torch.stack(frames), times, source)
 
@@ -129,9 +132,7 @@ def build_cache(
     jobs = _Decode(table, settings, decoder)
     remote = any("://" in path for path in table.paths)
     kept, failed, used = {}, {}, 0
-    answers = run_jobs(
-        jobs, ([i] for i in range(len(table))), workers=workers, prefetch=2, timeout=max(300.0, 20 * settings.decode_timeout), remote=remote
-    )
+    answers = run_jobs(jobs, ([i] for i in range(len(table))), workers=workers, prefetch=2, remote=remote)
     for row, answer in enumerate(answers):
         if isinstance(answer, str):
             failed[row] = answer

@@ -20,7 +20,7 @@ from tubelet.data.order import Order
 from tubelet.data.reader import Decoder, choose_decoder, open_item
 from tubelet.data.settings import DataSettings
 from tubelet.data.table import Table
-from tubelet.data.workers import auto_workers, run_jobs
+from tubelet.data.workers import auto_workers, killed_after, run_jobs
 from tubelet.errors import DataError, DecodeError
 
 REPLACEMENTS = 10  # videos tried for one sample before the run stops
@@ -75,7 +75,10 @@ class ItemReader:
 
     def _decode(self, row: int, plan: Plan) -> Clips:
         item, s = self.table.item(row), self.settings
-        with open_item(item, decoder=self.decoder, timeout=s.decode_timeout, folder_fps=s.folder_fps) as reader:
+        with (
+            killed_after(2 * s.decode_timeout + 1),
+            open_item(item, decoder=self.decoder, timeout=s.decode_timeout, folder_fps=s.folder_fps) as reader,
+        ):
             return make_clips(reader, item, plan, s.hw)
 
     def labels(self, rows: Sequence[int]) -> dict[str, Tensor]:
@@ -184,11 +187,8 @@ class VideoFeed:
 
     def batches(self, schedule: Iterable[Sequence[int]]) -> Iterator[Batch]:
         """One batch for each list of global sample numbers, in order. Raises DataError where too many videos are bad or a process dies."""
-        timeout = max(300.0, 20 * self.settings.decode_timeout)
         pin = self.device.type == "cuda" and self.settings.cache != "device"
-        parcels = run_jobs(
-            self._maker, schedule, workers=self.workers, prefetch=self.settings.prefetch, timeout=timeout, pin=pin, remote=self._remote
-        )
+        parcels = run_jobs(self._maker, schedule, workers=self.workers, prefetch=self.settings.prefetch, pin=pin, remote=self._remote)
         self._running.append(parcels)
         try:
             for parcel in parcels:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -35,13 +37,13 @@ def local_ranks() -> int:
 
 
 def run_jobs(
-    jobs: Jobs, schedule: Iterable[Sequence[int]], *, workers: int, prefetch: int, timeout: float, pin: bool = False, remote: bool = False
+    jobs: Jobs, schedule: Iterable[Sequence[int]], *, workers: int, prefetch: int, pin: bool = False, remote: bool = False
 ) -> Iterator[Any]:
     """``jobs.__getitems__(numbers)`` for each list of the schedule, in its order. ``workers = 0``: in this process.
 
     Processes are forked on Linux: they start in milliseconds and share the table and the frame cache without a copy, and they use no
-    CUDA. With ``remote`` sources they are spawned, because fsspec's network threads do not survive a fork. ``timeout``: seconds
-    without any answer after which DataError is raised; a process that dies raises it at once. Closing the iterator ends the processes.
+    CUDA. With ``remote`` sources they are spawned, because fsspec's network threads do not survive a fork. A process that dies raises
+    DataError within some seconds. Closing the iterator ends the processes.
     """
     if workers == 0:
         for numbers in schedule:
@@ -55,14 +57,13 @@ def run_jobs(
         prefetch_factor=prefetch,
         collate_fn=_same,
         pin_memory=pin,
-        timeout=timeout,
         worker_init_fn=_init,
         multiprocessing_context=start,
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message=".*worker processes in total.*", category=UserWarning)  # the user chose the number
-        answers = iter(loader)
+        answers = _without_sigchld(loader)
     try:
         while True:
             try:
@@ -79,26 +80,45 @@ def run_jobs(
         del answers  # ends the processes
 
 
-def worker_failure(error: BaseException) -> DataError | None:
-    """A DataError if a RuntimeError of torch says that a decoding process died or fell silent, else None.
+def _without_sigchld(loader: DataLoader[Any]) -> Iterator[Any]:
+    """torch tells of a dead process by an error from a signal handler, wherever the program happens to be, again and again. Without its
+    handler the same error comes from waiting for the next answer."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        return iter(loader)
+    before = signal.getsignal(signal.SIGCHLD)
+    answers = iter(loader)
+    if signal.getsignal(signal.SIGCHLD) is not before:
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+    return answers
 
-    torch raises it from a signal handler, so it can also surface in the middle of a training step.
-    """
+
+def worker_failure(error: BaseException) -> DataError | None:
+    """A DataError if a RuntimeError of torch says that a decoding process died, else None."""
     text = str(error)
-    if not isinstance(error, RuntimeError) or "DataLoader" not in text:
+    if not isinstance(error, RuntimeError) or "DataLoader worker" not in text:
         return None
-    if "timed out" in text:
-        return DataError("no batch came from the decoding processes in time: the storage stalls, or data.decode_timeout is far too short")
-    if "bus error" in text or "shared memory" in text:
+    if "shared memory" in text:
         return DataError(
             "a decoding process ran out of shared memory (/dev/shm): enlarge it (docker: --shm-size), or use fewer data.workers"
         )
-    if "killed by signal" in text or "exited unexpectedly" in text:
-        first = text.strip().splitlines()[0]
-        return DataError(
-            f"a decoding process died, most likely memory ran out: use fewer data.workers or a smaller data.prefetch ({first})"
-        )
-    return None
+    causes = (
+        "memory ran out (use fewer data.workers or a smaller data.prefetch), or a file blocked it for more than twice data.decode_timeout"
+    )
+    return DataError(f"a decoding process died; the likely causes: {causes} ({text.strip().splitlines()[0]})")
+
+
+@contextmanager
+def killed_after(seconds: float) -> Iterator[None]:
+    """In a decoding process, end the process if the work takes longer: a read that blocks inside the system can be ended by nothing less.
+    Does nothing in the training process."""
+    if not _decoding:
+        yield
+        return
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 class _Lists:
@@ -115,6 +135,13 @@ def _same(answer: Any) -> Any:
     return answer
 
 
+_decoding = False
+
+
 def _init(_: int) -> None:
+    global _decoding
+    _decoding = hasattr(signal, "setitimer")
+    if _decoding:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C belongs to the training process, which ends these
     torch.set_num_threads(1)

@@ -42,7 +42,7 @@ class Ground:
 
 
 def draw_ground(dice: Dice, *, pattern: Ints, drift: Floats, short: int, frames: int, tones: int = len(TONES)) -> Ground:
-    """Planes for the clips of the dice. ``drift`` (B,): way during the clip in shorter sides, 0 is at rest. ``tones``: only the first ones."""
+    """Planes for the clips of the dice. ``drift`` (B,): way during the clip in shorter sides, 0 is at rest. ``tones``: how many."""
     full = (0.0, 2 * math.pi)
     drawn = dice.table(
         "ground",
