@@ -61,7 +61,7 @@ def test_colour_is_the_same_in_all_frames_and_stays_in_range() -> None:
     still = data.stream("video").data[:, :, :1].expand(-1, -1, T, -1, -1)
     out = run(AugmentSettings(brightness=0.4, contrast=0.4, saturation=0.4), data.with_stream("video", Stream(still))).stream("video").data
     assert out.dtype == torch.float32
-    assert 0 <= out.min()
+    assert out.min() >= 0
     assert out.max() <= 1
     assert torch.equal(out, out[:, :, :1].expand_as(out))
     grey = run(AugmentSettings(saturation=1.0), data, colour=torch.zeros(B, 3)).stream("video").data

@@ -19,7 +19,8 @@ U = st.floats(0, 1, exclude_max=True, width=32)
 def test_every_rule_gives_frames_of_the_video_in_order(n: int, t: int, stride: int, u: float) -> None:
     times = np.arange(n) / 25
     clips = [
-        s.window(n, t, stride, u), s.tsn(n, t), s.tsn(n, t, np.full(t, u)), s.dense(n, t, stride, u), s.whole(n, t), s.window_seconds(times, t, 7.5, u),
+        s.window(n, t, stride, u), s.tsn(n, t), s.tsn(n, t, np.full(t, u)), s.dense(n, t, stride, u), s.whole(n, t),
+        s.window_seconds(times, t, 7.5, u),
         *s.views_window(n, t, stride, 3), *s.views_dense(n, t, stride, 5), *s.views_tsn(n, t, 2), *s.views_seconds(times, t, 7.5, 2),
     ]  # fmt: skip
     for index in clips:

@@ -44,6 +44,8 @@ def read_audio(path: str, start: float = 0.0, end: float | None = None, rate: in
             pieces += [r.to_ndarray().reshape(-1) for f in frames for r in resampler.resample(f)]
             if first is not None and end is not None and first + sum(map(len, pieces)) / rate > end + 0.1:
                 break
+        if watched is not None:
+            watched.check()
         if first is None:
             raise DecodeError(f"{path}: no sound can be decoded")
         pieces += [r.to_ndarray().reshape(-1) for r in resampler.resample(None)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from types import TracebackType
 from typing import Any, cast
 
@@ -57,6 +57,7 @@ class PyavReader:
         self._turn: tuple[bool, bool, bool] | None = None
         self._shape: tuple[int, int] | None = None
         self._watched: WatchedFile | None = None
+        self._error: Exception | None = None
         self._reformat = VideoReformatter()
         self._open()
 
@@ -131,24 +132,17 @@ class PyavReader:
 
     def _scan(self) -> Timeline | None:
         """From the stamps of all packets, without decoding; None where they do not say which frames will be shown and when."""
-        if not self._fresh:
-            self._reopen()
-        self._fresh = False
         pts, keys, codec = [], [], self.stream.codec_context.name
-        try:
-            for packet in self.container.demux(self.stream):
-                self.deadline.left()
-                hidden = codec.endswith("vp8") and packet.size and not bytes(packet)[0] & 16  # VP8 sends frames that are never shown
-                if not packet.size or packet.is_discard or hidden:
-                    continue
-                if packet.pts is None or (codec == "mpeg4" and packet.size <= 16):  # too short for a picture: "the same again", no frame
-                    return None
-                pts.append(packet.pts)
-                if packet.is_keyframe:
-                    keys.append(packet.pts)
-        except av.error.FFmpegError as error:
-            if isinstance(error, av.error.ExitError):
-                raise self.deadline.error() from None
+        self._rewind()
+        for packet in self._packets():
+            hidden = codec.endswith("vp8") and packet.size and not bytes(packet)[0] & 16  # VP8 sends frames that are never shown
+            if not packet.size or packet.is_discard or hidden:
+                continue
+            if packet.pts is None or (codec == "mpeg4" and packet.size <= 16):  # too short for a picture: "the same again", no frame
+                return None
+            pts.append(packet.pts)
+            if packet.is_keyframe:
+                keys.append(packet.pts)
         stamps = np.array(sorted(pts), np.int64)
         if not len(stamps) or not keys or (np.diff(stamps) <= 0).any():
             return None
@@ -216,50 +210,61 @@ class PyavReader:
     def _can_seek(self) -> bool:
         return bool(_SEEKABLE & set(self.container.format.name.split(",")))
 
-    def _from_start(self) -> Iterator[VideoFrame]:
-        """All frames, in a container opened anew unless nothing was read yet: not every container can be rewound."""
+    def _rewind(self) -> None:
+        """Back to the start, in a container opened anew unless nothing was read yet: not every container can be rewound."""
         if not self._fresh:
-            self._reopen()
+            self.close()
+            self._open()
         self._fresh = False
-        return self._decode(self.container.demux(self.stream))
+
+    def _from_start(self) -> Iterator[VideoFrame]:
+        """All frames."""
+        self._rewind()
+        return self._decode(self._packets())
 
     def _from_key(self, key: int, keys: np.ndarray | None) -> Iterator[VideoFrame]:
         """Frames from a key frame on; none where the seek does not lead to a known key frame."""
         self._fresh = False
         try:
             self.container.seek(key, stream=self.stream, backward=True)
-            packets = self.container.demux(self.stream)
-            first = next(packets)
-        except (av.error.FFmpegError, StopIteration):
+        except av.error.FFmpegError:
             return
-        if not first.is_keyframe or (keys is not None and first.pts not in keys):
-            return
-        yield from self._decode(_chain(first, packets))
+        packets = self._packets()
+        first = next(packets, None)
+        if first is not None and first.is_keyframe and (keys is None or first.pts in keys):
+            yield from self._decode(chain([first], packets))
+
+    def _packets(self) -> Iterator[Any]:
+        """Packets until the end or the first error, which is kept for the message. Raises DecodeError where reading itself fails."""
+        self._error = None
+        try:
+            for packet in self.container.demux(self.stream):
+                self.deadline.left()
+                yield packet
+        except (av.error.ExitError, av.error.TimeoutError):
+            raise self.deadline.error() from None
+        except (av.error.FFmpegError, IndexError) as error:  # IndexError: damage that looks like a new stream
+            self._error = error
+        if self._watched is not None:
+            self._watched.check()
 
     def _decode(self, packets: Iterator[Any]) -> Iterator[VideoFrame]:
         """Frames until the end or the first error; what comes after an error cannot be told apart from damage."""
-        self._error: Exception | None = None
-        try:
-            for packet in packets:
-                self.deadline.left()
-                for frame in packet.decode():
-                    yield cast(VideoFrame, frame)
-        except av.error.FFmpegError as error:
-            if isinstance(error, (av.error.ExitError, av.error.TimeoutError)):
-                raise self.deadline.error() from None
-            self._error = error
-        except (OSError, ValueError) as error:
-            raise explain(self.path, error, b"", self.deadline) from None
+        for packet in packets:
+            try:
+                frames = packet.decode()
+            except av.error.FFmpegError as error:
+                self._error = error
+                return
+            for frame in frames:
+                yield cast(VideoFrame, frame)
 
     @property
     def _last_error(self) -> str:
         """`` (why decoding stopped)`` or nothing."""
-        error = getattr(self, "_error", None)
-        return f" ({str(explain(self.path, error, b'', self.deadline)).removeprefix(self.path + ': ')})" if error is not None else ""
-
-    def _reopen(self) -> None:
-        self.close()
-        self._open()
+        if self._error is None:
+            return ""
+        return f" ({str(explain(self.path, self._error, b'', self.deadline)).removeprefix(self.path + ': ')})"
 
     def _pixels(self, frame: VideoFrame) -> np.ndarray:
         if frame.width * frame.height > MAX_PIXELS:
@@ -275,11 +280,6 @@ class PyavReader:
         swap, up, left = self._turn
         pixels = pixels.transpose(1, 0, 2) if swap else pixels
         return pixels[:: -1 if up else 1, :: -1 if left else 1]
-
-
-def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest
 
 
 def _orientation(frame: VideoFrame) -> tuple[bool, bool, bool]:

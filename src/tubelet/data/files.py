@@ -48,7 +48,8 @@ class WatchedFile:
     """A remote file whose reads give up at a deadline: they run in a thread of their own, because a stalled read cannot be interrupted."""
 
     def __init__(self, path: str, deadline: Deadline) -> None:
-        self._deadline, self._jobs = deadline, queue.SimpleQueue()
+        self._deadline, self._jobs, self._path = deadline, queue.SimpleQueue(), path
+        self.failure: Exception | None = None
         threading.Thread(target=self._serve, daemon=True).start()
         self._file = self._do(lambda: _open_url(path))
 
@@ -65,11 +66,17 @@ class WatchedFile:
         self._jobs.put((work, answer))
         try:
             value, error = answer.get(timeout=self._deadline.left())
-        except queue.Empty:
-            raise self._deadline.error() from None
+        except (queue.Empty, TimedOut):
+            value, error = None, self._deadline.error()
         if error is not None:
+            self.failure = self.failure or error
             raise error
         return value
+
+    def check(self) -> None:
+        """Raise what a read raised before: FFmpeg takes a failed read for the end of the file and says nothing."""
+        if self.failure is not None:
+            raise explain(self._path, self.failure, b"", self._deadline)
 
     def read(self, size: int = -1) -> bytes:
         return self._do(lambda: self._file.read(size))
@@ -120,12 +127,12 @@ def open_container(path: str, deadline: Deadline) -> tuple[InputContainer, int, 
         options = {"metadata_errors": "replace", "timeout": (left, left)}
         container = av.open(watched or path, buffer_size=1 << 18, **options) if watched else av.open(path, **options)
         return container, size, watched
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - fsspec's backends raise anything; the reason is told and the file closed
+        failure = error
         if watched is not None:
             watched.close()
-        if isinstance(error, DecodeError):
-            raise
-        raise explain(path, error, head, deadline) from None
+            failure = watched.failure or error
+        raise explain(path, failure, head, deadline) from None
 
 
 def _look(path: str) -> tuple[int, bytes]:

@@ -70,14 +70,21 @@ def run_jobs(
                 answer = next(answers)
             except StopIteration:
                 return
-            except RuntimeError as error:
+            except (RuntimeError, EOFError, ConnectionError) as error:
                 failure = worker_failure(error)
                 if failure is None:
                     raise
                 raise failure from None
             yield answer
     finally:
-        del answers  # ends the processes
+        _end(answers)
+
+
+def _end(answers: Iterator[Any]) -> None:
+    """End the processes now; leaving it to the garbage collector would wait for whoever holds a traceback."""
+    shutdown = getattr(answers, "_shutdown_workers", None)
+    if shutdown is not None:
+        shutdown()
 
 
 def _without_sigchld(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -93,9 +100,11 @@ def _without_sigchld(loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 def worker_failure(error: BaseException) -> DataError | None:
-    """A DataError if a RuntimeError of torch says that a decoding process died, else None."""
-    text = str(error)
-    if not isinstance(error, RuntimeError) or "DataLoader worker" not in text:
+    """A DataError if an error of torch says that a decoding process died, or that it died while it handed over a batch, else None."""
+    text = str(error).strip()
+    told = isinstance(error, RuntimeError) and "DataLoader worker" in text
+    cut_off = isinstance(error, (EOFError, ConnectionError))
+    if text.startswith("Caught") or not (told or cut_off):  # "Caught": an error of the job itself, with its traceback
         return None
     if "shared memory" in text:
         return DataError(
@@ -104,7 +113,7 @@ def worker_failure(error: BaseException) -> DataError | None:
     causes = (
         "memory ran out (use fewer data.workers or a smaller data.prefetch), or a file blocked it for more than twice data.decode_timeout"
     )
-    return DataError(f"a decoding process died; the likely causes: {causes} ({text.strip().splitlines()[0]})")
+    return DataError(f"a decoding process died; the likely causes: {causes} ({text.splitlines()[0] if text else type(error).__name__})")
 
 
 @contextmanager

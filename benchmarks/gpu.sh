@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# What to run on a machine with a GPU, most valuable first: tests, speed of a step, then the JHMDB run of docs/results.md.
+#   OUT=folder for the outputs, TUBELET_SHARED=folder with goldens/ and data/
+set -uo pipefail
+cd "$(dirname "$0")/.."
+OUT=${OUT:-gpu-results}
+mkdir -p "$OUT"
+export PYTHONPATH=src:${PYTHONPATH:-}
+python3 -m pytest -q tests/parity tests/fit tests/nn tests/train 2>&1 | tee "$OUT/tests.txt"
+for size in small base; do
+  python3 benchmarks/step.py --size $size --batch 64 --precision bf16 | tee "$OUT/step-$size.json"
+  python3 benchmarks/step.py --size $size --batch 64 --precision bf16 --compile | tee "$OUT/step-$size-compiled.json"
+done
+jhmdb=${TUBELET_SHARED:-../shared}/data/actions/jhmdb/split.csv
+if [ -f "$jhmdb" ]; then
+  python3 -m tubelet pretrain "$jhmdb" --recipe small-data --out "$OUT/jhmdb" --set data.split=train --set data.cache=device \
+    --set data.workers=0 --set data.size=112 --set "method.patch=[2,16,16]" --set epochs=2000
+  python3 -m tubelet knn "$OUT/jhmdb" "$jhmdb" --json "$OUT/knn.json"
+  python3 -m tubelet probe "$OUT/jhmdb" "$jhmdb" --pool slots --json "$OUT/probe.json"
+fi
