@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tubelet.config import parse
@@ -34,6 +36,18 @@ def test_mistakes(data: dict[str, object], message: str) -> None:
 @pytest.mark.parametrize("cls", [DataSettings, AugmentSettings, Views])
 def test_every_field_is_described(cls: type) -> None:
     assert all((field.description or "").endswith(".") for field in cls.model_fields.values())
+
+
+@pytest.mark.parametrize(("cls", "prefix"), [(DataSettings, ""), (AugmentSettings, "augment."), (Views, "views.")])
+def test_the_page_for_users_has_every_setting_with_its_description(cls: type, prefix: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    rows = {
+        line.split("|")[1].strip(): line.split("|")[3].strip()
+        for line in page.splitlines()
+        if line.startswith("| `") and line.count("|") == 4
+    }
+    for name, field in cls.model_fields.items():
+        assert rows[f"`{prefix}{name}`"] == field.description
 
 
 def test_sizes() -> None:
