@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,6 +80,8 @@ def pretrain(
         raise ConfigError(f"--out {out} is a file; give a folder")
     plan = _recipe(recipe, settings, size, out, resume)
     book = {s.name: s for s in plan.stages}
+    if len(plan.stages) > 1 and int(os.environ.get("RANK", 0)) == 0 and not (resume and (out / "config.yaml").exists()):
+        write_text(out / "config.yaml", to_yaml(plan))
     result: Result | None = None
     for stage in plan.plan():
         folder = out if len(plan.stages) == 1 else out / stage.name
@@ -95,7 +98,9 @@ def pretrain(
 
 def _recipe(recipe: str | Path | None, settings: Sequence[str], size: str | None, out: Path, resume: bool) -> Recipe:
     """The resolved recipe of a call."""
-    if recipe is None and resume and (out / "config.yaml").exists():
+    if recipe is None and resume and out.exists():
+        if not (out / "config.yaml").exists():
+            raise CheckpointError(f"{out} holds no config.yaml to continue from; name its --recipe and settings again")
         return recipe_book.load(out / "config.yaml", settings, size=size)
     if recipe is None:
         recipe = "one-gpu" if torch.cuda.is_available() else "tiny-cpu"
@@ -130,11 +135,12 @@ def _train_stage(
         table = open_table(sources, split=s.data.split, labels=s.data.labels, images=s.data.images, exclude=exclude)
         for note in table.notes if speak else ():
             _say(note)
-        feed = VideoFeed(table, s.data, seed=s.train.seed, run_dir=folder, device=str(device), progress=_cache_progress(speak))
+        with _CacheProgress(speak) as progress:
+            feed = VideoFeed(table, s.data, seed=s.train.seed, run_dir=folder, device=str(device), progress=progress)
         plan = Plan(s.train, len(feed), world=ranks.world, tokens=model.tokens)
         if speak:
             _say(_summary(s, model, table, plan, device, ranks.world, folder))
-        if ranks.first and not (resume and (folder / "config.yaml").exists()) and not Checkpoints(folder, 1).all():
+        if ranks.first and not Checkpoints(folder, 1).all():
             head = f"# tubelet {version('tubelet')}, torch {torch.__version__}; sources: {_shown(sources)}\n"
             write_text(folder / "config.yaml", head + to_yaml(resolved))
         augment = Augment(s.data.augment, classes=len(table.classes))
@@ -145,7 +151,7 @@ def _train_stage(
             folder,
             identity=s.model_dump(mode="json", include={"method", "masking", "data", "train", "init"}),
             free=FREE_DATA,
-            prepare=lambda batch, at: augment(batch, at.draw.child("augment")),
+            prepare=lambda batch, at: augment(batch, at.draw),
             resume=resume,
             quiet=quiet,
         )
@@ -191,23 +197,28 @@ def _shown(sources: Sources) -> str:
     return ", ".join(map(str, [sources] if isinstance(sources, str | Path) else sources))
 
 
-def _cache_progress(speak: bool) -> Callable[[int, int, str], None] | None:
-    """Say what the cache announces; a bar while it fills, on a terminal."""
-    if not speak:
-        return None
-    bar = Progress(TextColumn("caching"), BarColumn(), MofNCompleteColumn(), console=Console(stderr=True), transient=True)
-    task = bar.add_task("cache", total=None)
+class _CacheProgress:
+    """Says what the cache announces, and shows a bar while it fills, on a terminal."""
 
-    def progress(done: int, total: int, text: str) -> None:
+    def __init__(self, speak: bool) -> None:
+        self.speak = speak
+        self.bar = Progress(TextColumn("caching"), BarColumn(), MofNCompleteColumn(), console=Console(stderr=True), transient=True)
+        self.task = self.bar.add_task("cache", total=None)
+
+    def __enter__(self) -> _CacheProgress:
+        return self
+
+    def __call__(self, done: int, total: int, text: str) -> None:
+        if not self.speak:
+            return
         if text:
             _say(text)
-        if bar.console.is_terminal:
-            bar.start()
-            bar.update(task, completed=done, total=total)
-            if done >= total:
-                bar.stop()
+        if self.bar.console.is_terminal:
+            self.bar.start()
+            self.bar.update(self.task, completed=done, total=total)
 
-    return progress
+    def __exit__(self, *exc: object) -> None:
+        self.bar.stop()
 
 
 @dataclass(frozen=True)
@@ -233,12 +244,16 @@ class Loaded:
         return self.model.encode(Batch({"video": Stream(video)}, {}, sample).to(self.device))
 
 
-def load(run: str | Path, *, weights: str = "auto", device: str = "auto", random: bool = False) -> Loaded:
+def load(
+    run: str | Path, *, weights: str = "auto", device: str = "auto", random: bool = False, imports: Sequence[str | Path] = ()
+) -> Loaded:
     """The model of a run folder, or of one of its .safetensors files.
 
     ``weights``: auto (model.safetensors, or the newest checkpoint of an unfinished run) | ema. ``random``: the same architecture with
-    random weights, as a control. Raises CheckpointError, ConfigError.
+    random weights, as a control. ``imports``: your own files whose method the run used. Raises CheckpointError, ConfigError.
     """
+    for file in imports:
+        import_file(file)
     path = _weights_file(Path(run), weights)
     meta = read_meta(path)
     config = dict(meta.get("config", {}))
@@ -300,6 +315,7 @@ def embed(
     split: str | None = None,
     settings: Sequence[str] = (),
     random: bool = False,
+    imports: Sequence[str | Path] = (),
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Embeddings:
@@ -310,7 +326,7 @@ def embed(
     """
     if out is not None:
         writable(out, overwrite=overwrite)
-    loaded = run if isinstance(run, Loaded) else load(run, device=device, random=random)
+    loaded = run if isinstance(run, Loaded) else load(run, device=device, random=random, imports=imports)
     data, views = _evaluation_data(loaded, settings, split)
     table = open_table_for(sources, data)
     for name, value in (("seconds", seconds), ("hop", hop)):
@@ -338,11 +354,12 @@ def _labelled(
     batch: int,
     device: str,
     random: bool,
+    imports: Sequence[str | Path],
     settings: Sequence[str],
     progress: Callable[[int, int], None] | None,
 ) -> tuple[Embeddings, Embeddings]:
     """Vectors of the training and the test items: two splits of one source, or two sources with the same classes."""
-    loaded = run if isinstance(run, Loaded) else load(run, device=device, random=random)
+    loaded = run if isinstance(run, Loaded) else load(run, device=device, random=random, imports=imports)
     apart = test_sources is not None
     data, views = _evaluation_data(loaded, settings, None if apart else train)
     first = open_table_for(sources, data)
@@ -376,6 +393,7 @@ def knn(
     batch: int = 8,
     device: str = "auto",
     random: bool = False,
+    imports: Sequence[str | Path] = (),
     settings: Sequence[str] = (),
     json_out: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -387,7 +405,7 @@ def knn(
     """
     pair = _labelled(
         run, sources, pool=pool, train=train, test=test, test_sources=test_sources, batch=batch, device=device, random=random,
-        settings=settings, progress=progress,
+        imports=imports, settings=settings, progress=progress,
     )  # fmt: skip
     return _saved(score_knn(*pair, k=k), json_out)
 
@@ -403,6 +421,7 @@ def probe(
     batch: int = 8,
     device: str = "auto",
     random: bool = False,
+    imports: Sequence[str | Path] = (),
     seed: int = 0,
     settings: Sequence[str] = (),
     json_out: str | Path | None = None,
@@ -414,7 +433,7 @@ def probe(
     """
     pair = _labelled(
         run, sources, pool=pool, train=train, test=test, test_sources=test_sources, batch=batch, device=device, random=random,
-        settings=settings, progress=progress,
+        imports=imports, settings=settings, progress=progress,
     )  # fmt: skip
     return _saved(score_probe(*pair, seed=seed), json_out)
 

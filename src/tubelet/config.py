@@ -34,6 +34,7 @@ class Settings(BaseModel):
 
 
 _user_kinds: dict[str, types.ModuleType] = {}
+FAMILIES = ("tubelet.masking", "tubelet.methods", "tubelet.playground")
 
 
 def import_file(path: str | Path) -> str:
@@ -41,6 +42,9 @@ def import_file(path: str | Path) -> str:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"--import {path}: no such file")
+    taken = [family for family in FAMILIES if path.stem in kinds(family, own=False)]
+    if taken:
+        raise ConfigError(f"--import {path}: {path.stem!r} is a kind of {taken[0]} already; give your file another name")
     spec = importlib.util.spec_from_file_location(f"tubelet_user_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
@@ -58,11 +62,11 @@ def import_file(path: str | Path) -> str:
     return path.stem
 
 
-def kinds(package: str) -> list[str]:
-    """All kinds of a family: the modules of the package, then the user's own files."""
+def kinds(package: str, *, own: bool = True) -> list[str]:
+    """All kinds of a family: the modules of the package, then (``own``) the user's own files."""
     found = importlib.util.find_spec(package)
     places = list(found.submodule_search_locations or []) if found else []
-    return sorted(m.name for m in pkgutil.iter_modules(places) if not m.name.startswith("_")) + sorted(_user_kinds)
+    return sorted(m.name for m in pkgutil.iter_modules(places) if not m.name.startswith("_")) + sorted(_user_kinds if own else ())
 
 
 def config_class(package: str, kind: object) -> type[Settings]:
@@ -221,6 +225,8 @@ def overlay(data: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, An
             child = node.get(key)
             if isinstance(child, str) and keys[i + 1] != "kind":
                 child = {"kind": child}
+            if not isinstance(child, dict | str | None):
+                problems.append(f"--set {text}: {'.'.join(keys[: i + 1])} is {child!r}, which has no settings of its own")
             node[key] = child if isinstance(child, dict) else {}
             node = node[key]
         old = node.get(keys[-1])

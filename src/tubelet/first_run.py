@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -36,10 +37,11 @@ def demo(out: str | Path = "tubelet-demo", *, quick: bool = False) -> Path:
     """Make videos, pre-train on them, ask a probe what was learned, draw what the model imagines. Returns the folder.
 
     ``out`` gets videos/, run/, scores.json, loss.png and reconstruction.png; an interrupted demo goes on when called again. ``quick``: a
-    minute of the same, too short to learn. Raises DataError for a folder that holds something else.
+    minute of the same in ``out``/quick, too short to learn. Raises DataError for a folder that holds something else.
     """
-    out, size = Path(out), _QUICK if quick else _FULL
-    if out.exists() and any(out.iterdir()) and not (out / "videos").exists():
+    size = _QUICK if quick else _FULL
+    out = Path(out) / "quick" if quick else Path(out)
+    if out.is_file() or (out.exists() and any(p.name != "quick" for p in out.iterdir()) and not (out / "videos").exists()):
         raise DataError(f"{out} holds other things; give an empty folder with --out")
     began = time.monotonic()
     _say(f"1/4  {size.clips} videos of one moving object into {out / 'videos'}: eight directions, equal in every single frame")
@@ -52,7 +54,7 @@ def demo(out: str | Path = "tubelet-demo", *, quick: bool = False) -> Path:
         result = api.pretrain(manifest, out=run, recipe="demo", settings=[f"steps={size.steps}"], resume=(run / "checkpoints").exists())
         if result.stopped_by:
             _say(f"stopped at step {result.step}; call the demo again to go on")
-            return out
+            raise SystemExit(128 + signal.Signals[result.stopped_by])
 
     _say("3/4  which way did it go? a linear probe on frozen features, one vector per time slot")
     scores = {name: api.probe(run, manifest, pool="slots", random=name == "random") for name in ("trained", "random")}

@@ -52,6 +52,10 @@ class Recipe(Settings):
         names = [s.name for s in stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stage names must differ: {', '.join(names)}")
+        for i, stage in enumerate(stages):
+            for target, origin in stage.init.items():
+                if origin.partition(".")[0] not in names[:i]:
+                    raise ValueError(f"stage {stage.name}: init {target}: {origin} must start with an earlier stage's name")
         return stages
 
     def plan(self) -> tuple[Stage, ...]:

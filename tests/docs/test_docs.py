@@ -26,7 +26,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     found = []
     for info, code in FENCE.findall(page.read_text(encoding="utf-8")):
         words = info.split()
-        if words and words[0] in ("python", "bash") and "no-run" not in words:
+        if words and words[0] in ("python", "bash") and not any(w.startswith("no-run") for w in words):
             found.append((words[0], code))
     return found
 

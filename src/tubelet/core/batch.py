@@ -47,9 +47,13 @@ class Batch:
     def __post_init__(self) -> None:
         if self.sample.ndim != 1 or self.sample.dtype != torch.int64:
             raise ValueError(f"batch.sample must be (B,) int64, got {tuple(self.sample.shape)} {self.sample.dtype}")
+        parts = {f"label {k!r}": v for k, v in self.labels.items()} | ({"key": self.key} if self.key else {})
         for name, stream in self.streams.items():
-            if stream.data.shape[0] != len(self.sample):
-                raise ValueError(f"stream {name!r} has {stream.data.shape[0]} samples, the batch {len(self.sample)}")
+            every = {"data": stream.data, "valid": stream.valid, "time": stream.time, "crop": stream.crop}
+            parts |= {f"stream {name!r} {part}": value for part, value in every.items() if value is not None}
+        for name, value in parts.items():
+            if len(value) != len(self.sample):
+                raise ValueError(f"{name} has {len(value)} samples, the batch {len(self.sample)}")
 
     def __len__(self) -> int:
         return len(self.sample)

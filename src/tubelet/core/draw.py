@@ -122,7 +122,8 @@ class FixedDraw(Draw):
 
     def _fixed(self, name: str, shape: tuple[int, ...], per: Per) -> Tensor | None:
         value = self.fixed.get(self.prefix + name)
-        if value is not None and tuple(value.shape[value.ndim - len(shape) :]) != shape:
+        lead = 1 if per == "sample" else 0
+        if value is not None and (value.ndim != len(shape) + lead or tuple(value.shape[lead:]) != shape):
             raise ValueError(f"draw {self.prefix + name!r} is fixed at shape {tuple(value.shape)}, asked for {shape} per {per}")
         return value
 

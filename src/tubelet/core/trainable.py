@@ -23,7 +23,7 @@ class Step:
     """The only clock a method may read.
 
     ``index``: optimiser steps done before this one. ``samples``: samples seen before it. ``epoch``: passes over the data as a
-    fraction. ``progress``: 0..1 of the run by samples. ``draw``: this micro-batch's randomness.
+    fraction. ``progress``: 0..1 of the run, by samples, or by steps where their number is set. ``draw``: this micro-batch's randomness.
     """
 
     index: int
@@ -141,7 +141,7 @@ class Trainable(nn.Module, ABC):
         """The losses of a phase on one micro-batch. Only this phase's parameters require grad while it runs."""
 
     def after_step(self, at: Step) -> None:
-        """After every step that was taken: EMA teacher, codebook, running figures."""
+        """After every step: EMA teacher, codebook, running figures. (A step whose gradient is not finite ends the run, unsaved.)"""
 
     def tokens(self, progress: float) -> int | None:
         """Tokens per sample at this progress, for a token-budget batch schedule; None = not used."""

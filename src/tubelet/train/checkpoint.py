@@ -31,7 +31,7 @@ def atomic(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        leftover.unlink(missing_ok=True)
+        leftover.unlink(missing_ok=True)  # of a write that was killed
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
@@ -81,7 +81,14 @@ def read_meta(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged or not a safetensors file ({error})") from None
     if meta is None:
         raise CheckpointError(f"{path} is a safetensors file, but Tubelet did not write it: its header has no 'tubelet' entry")
-    return json.loads(meta)
+    try:
+        found = json.loads(meta)
+        version = found.get("format", FORMAT)
+    except (json.JSONDecodeError, AttributeError):
+        raise CheckpointError(f"{path}: the 'tubelet' entry of its header is damaged") from None
+    if version != FORMAT:
+        raise CheckpointError(f"{path} has format {version}, this version of Tubelet reads format {FORMAT}")
+    return found
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -115,6 +122,11 @@ class Checkpoints:
                 found.append(Checkpoint(path, int(path.stem.removeprefix("step-"))))
         return sorted(found, key=lambda c: c.step)
 
+    def clean(self) -> None:
+        """Remove what writes that were killed have left behind."""
+        for leftover in self.folder.glob(".step-*.tmp"):
+            leftover.unlink(missing_ok=True)
+
     def save(self, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Path:
         """Write one, then delete those beyond the last ``keep``. Raises CheckpointError; older ones then stay as they were."""
         path = self.folder / f"step-{step:08d}.safetensors"
@@ -125,7 +137,8 @@ class Checkpoints:
             kept = f"the last good checkpoint is {last[-1].path.name}" if last else "there is no earlier checkpoint"
             raise CheckpointError(f"{error}; {kept}. Free some space, then continue with --resume") from error
         for old in self.all()[: -self.keep]:
-            old.path.unlink(missing_ok=True)
+            if old.path != path:
+                old.path.unlink(missing_ok=True)
         return path
 
     def latest(self, warn: Callable[[str], None]) -> Checkpoint | None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
-from tubelet.errors import ConfigError
+from tubelet.errors import ConfigError, TubeletError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,22 @@ class Ranks:
     def barrier(self) -> None:
         if self.world > 1:
             dist.barrier(group=self.control)
+
+    def together(self, job: Callable[[], T]) -> T:
+        """Do something on every process that may fail on one; a TubeletError then ends all of them, with the same message."""
+        if self.world == 1:
+            return job()
+        mine: TubeletError | None = None
+        result: list[T] = []
+        try:
+            result.append(job())
+        except TubeletError as error:
+            mine = error
+        if self.agree([int(mine is not None)])[0]:
+            said: list[str | None] = [None] * self.world
+            dist.all_gather_object(said, None if mine is None else str(mine), group=self.control)
+            raise mine or TubeletError(next(text for text in said if text is not None))
+        return result[0]
 
 
 def pick_device(name: str, where: str = "train.device") -> torch.device:
@@ -72,6 +91,8 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
 
     A group that the caller already made is used and left as it is.
     """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if dist.is_available() and dist.is_initialized():
         yield Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", 0)), _control())
         return
@@ -79,10 +100,6 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
     if world == 1 or "RANK" not in os.environ:
         yield Ranks()
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None)
-    try:
-        yield Ranks(dist.get_rank(), world, int(os.environ.get("LOCAL_RANK", 0)), _control())
-    finally:
-        dist.destroy_process_group()
+    yield Ranks(dist.get_rank(), world, int(os.environ.get("LOCAL_RANK", 0)), _control())
+    dist.destroy_process_group()  # after an error the process ends; waiting for peers that may be gone would hang it

@@ -15,14 +15,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from tubelet.core import Batch, CounterDraw, Losses, Step, Trainable
+from tubelet.core import Batch, CounterDraw, Frozen, Losses, Step, Trainable
 from tubelet.errors import CheckpointError, NonFiniteError
 from tubelet.nn.block import Block, CrossBlock
 from tubelet.nn.decoder import Decoder
 from tubelet.nn.encoder import Encoder
-from tubelet.train.checkpoint import Checkpoints, explain_mismatch, read_meta, read_tensors, write_tensors, write_text
+from tubelet.train.checkpoint import FORMAT, Checkpoints, explain_mismatch, read_meta, read_tensors, write_tensors, write_text
 from tubelet.train.distributed import Ranks, pick_device, process_group
-from tubelet.train.monitor import MetricsFile, Pending, Rate, Reporter, send
+from tubelet.train.monitor import MetricsFile, Pending, Rate, Reporter, Window, send
 from tubelet.train.optim import learning_rate
 from tubelet.train.plan import Plan, Position
 from tubelet.train.settings import FREE_ON_RESUME, TrainSettings
@@ -162,15 +162,16 @@ class _Run:
         self.trainable, self.feed, self.settings, self.run_dir = trainable.to(device).train(), feed, settings, run_dir
         self.prepare, self.hooks, self.ranks, self.device, self.signals = prepare, hooks, ranks, device, signals
         self.free = (*FREE_ON_RESUME, *free)
-        meta = {"config": {"train": settings.model_dump(mode="json"), **identity}, "data": dict(feed.fingerprint())}
+        frozen = {n: {"path": m.path, "sha256": m.sha256} for n, m in trainable.named_modules() if isinstance(m, Frozen)}
+        meta = {"frozen": frozen, "config": {"train": settings.model_dump(mode="json"), **identity}, "data": dict(feed.fingerprint())}
         self.meta: dict[str, Any] = json.loads(json.dumps(meta))  # as it will read back
         self.plan = Plan(settings, len(feed), world=ranks.world, tokens=trainable.tokens)
         apply_switches(trainable, settings)
         self.stepper = Stepper(trainable, settings, self._rate, device=device)
         self.checkpoints = Checkpoints(run_dir, settings.keep)
         self.reporter = Reporter(self.plan.total_steps, quiet=quiet or not ranks.first)
-        self.draw = CounterDraw(settings.seed, torch.zeros(1, dtype=torch.int64))
-        self.window: list[dict[str, Tensor]] = []
+        self.draw = CounterDraw(settings.seed, torch.zeros(1, dtype=torch.int64, device=device))
+        self.window = Window()
         self.pending: Pending | None = None
         self.log: MetricsFile | None = None
         self.rate = Rate()
@@ -181,21 +182,25 @@ class _Run:
 
     def go(self, resume: bool) -> Result:
         began = time.monotonic()
-        position = self._start(resume)
-        saved, last_save = position, began
-        schedule = (list(mine) for p in self.plan.walk(position) for mine, _ in self.plan.micro_batches(p, self.ranks.rank))
-        batches = self.feed.batches(schedule)
+        batches: Iterator[Batch] | None = None
         stopped: str | None = None
         try:
+            position = self._start(resume)
+            schedule = (list(mine) for p in self.plan.walk(position) for mine, _ in self.plan.micro_batches(p, self.ranks.rank))
+            batches = self.feed.batches(schedule)
+            saved, last_save = position, time.monotonic()
+            mark = last_save
             while not self.plan.done(position):
-                started = time.monotonic()
                 at = self._at(position)
                 micro, shares, waited = self._collect(batches, position, at)
                 self.lr = self._rate(at, None)
                 losses = self.stepper.step(micro, at, shares)
-                self.rate.add(time.monotonic() - started, waited, self.plan.batch(position))
-                position = self.plan.after(position)
+                before, position = position, self.plan.after(position)
                 self._note(losses, position)
+                # From end to end: the wait for the device's figures is part of a step.
+                now = time.monotonic()
+                self.rate.add(now - mark, waited, self.plan.batch(before))
+                mark = now
                 due = self._due(position, saved, last_save)
                 got, save_now = self.ranks.agree([self.signals.got, int(due)])
                 if got or save_now or self.plan.done(position):
@@ -206,7 +211,7 @@ class _Run:
                     stopped = signal.Signals(got).name
                     break
         finally:
-            close = getattr(batches, "close", None)
+            close = getattr(batches, "close", None)  # a generator has one; what else iterates need not
             if close is not None:
                 close()
             self.feed.close()
@@ -226,14 +231,19 @@ class _Run:
         if found is not None:
             meta = read_meta(found.path)
             self._compare(meta, found.path)
+            tensors = read_tensors(found.path)
+            window = tensors.pop("figures/window")
             try:
-                self.stepper.restore(Snapshot(read_tensors(found.path)))
+                self.stepper.restore(Snapshot(tensors))
             except (RuntimeError, KeyError) as error:
                 raise CheckpointError(f"{found.path} does not fit this model: {error}") from None
+            if self.ranks.first:
+                self.window.load(window.to(self.device), meta["figures"])
             position = Position(meta["step"], meta["samples"])
             self.reporter.say(f"resumed {found.path} at step {position.step} of {self.plan.total_steps}")
         if self.ranks.first:
             self.run_dir.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.clean()
             self.log = MetricsFile(self.run_dir / "metrics.jsonl", resume_step=position.step if found else None)
             if found is None:
                 write_text(self.run_dir / "items.txt", "\n".join([*self.feed.keys(), ""]))
@@ -241,7 +251,7 @@ class _Run:
         return position
 
     def _compare(self, meta: Mapping[str, Any], path: Path) -> None:
-        lines = explain_mismatch({k: meta[k] for k in ("config", "data")}, self.meta, [f"config.{f}" for f in self.free])
+        lines = explain_mismatch({k: meta[k] for k in ("config", "data", "frozen")}, self.meta, [f"config.{f}" for f in self.free])
         if not lines:
             return
         if any(line.startswith("data.") for line in lines):
@@ -264,20 +274,21 @@ class _Run:
         return lines
 
     def _at(self, position: Position) -> Step:
-        return Step(position.step, position.samples, self.plan.epoch(position), self.plan.progress(position), self.draw)
+        draw = self.draw.bind(self.draw.sample, position.step)
+        return Step(position.step, position.samples, self.plan.epoch(position), self.plan.progress(position), draw)
 
     def _collect(self, batches: Iterator[Batch], position: Position, at: Step) -> tuple[list[Batch], list[float], float]:
         """The step's micro-batches on the device, their shares, and the seconds spent waiting for them."""
-        micro, shares, waited = [], [], 0.0
-        for mine, share in self.plan.micro_batches(position, self.ranks.rank):
-            before = time.monotonic()
-            batch = next(batches)
-            waited += time.monotonic() - before
+        parts = self.plan.micro_batches(position, self.ranks.rank)
+        before = time.monotonic()
+        found = self.ranks.together(lambda: [next(batches) for _ in parts])
+        waited = time.monotonic() - before
+        micro = []
+        for batch, (mine, _) in zip(found, parts, strict=True):
             assert len(batch) == len(mine), f"the feed returned {len(batch)} samples for {len(mine)}"
             batch = batch.to(self.device)
             micro.append(self.prepare(batch, self._bound(at, batch)) if self.prepare else batch)
-            shares.append(share)
-        return micro, shares, waited
+        return micro, [share for _, share in parts], waited
 
     def _bound(self, at: Step, batch: Batch) -> Step:
         return Step(at.index, at.samples, at.epoch, at.progress, at.draw.bind(batch.sample, at.index))
@@ -285,15 +296,12 @@ class _Run:
     def _note(self, losses: Losses, position: Position) -> None:
         """Keep this step's figures; read those of the step before; log when due."""
         self._read_pending()
-        figures = {"loss": losses.total.detach(), **{k: v for k, (v, _) in losses.terms.items()}, **losses.log}
-        self.window.append(figures)
-        flag = figures["finite"]
+        flag = losses.log.pop("finite")
+        self.window.add({"loss": losses.total.detach(), **{k: v for k, (v, _) in losses.terms.items()}, **losses.log})
         if position.step % self.settings.log_every and not self.plan.done(position):
             self.pending = send(position.step, {"finite": flag})
             return
-        means = {k: torch.stack([w[k].float() for w in self.window if k in w]).mean() for k in figures}
-        self.window.clear()
-        means = self._over_processes(means) | {"finite": flag}
+        means = self._over_processes(self.window.means()) | {"finite": flag}
         extra: dict[str, Any] = {"samples": position.samples, "epoch": self.plan.epoch(position), "lr": self.lr}
         extra["wait"] = self.rate.wait_share
         per = self.rate.seconds_per_sample
@@ -341,17 +349,28 @@ class _Run:
         return by_steps or by_time
 
     def _save(self, position: Position) -> None:
-        if self.ranks.first:
-            meta = {**self.meta, "samples": position.samples, "total_steps": self.plan.total_steps}
-            self.checkpoints.save(position.step, self.stepper.snapshot().tensors, meta)
-        self.ranks.barrier()
+        figures, names = self.window.state()
+        if self.ranks.world > 1 and names:
+            parts = [torch.empty_like(figures) for _ in range(self.ranks.world)]
+            torch.distributed.all_gather(parts, figures)
+            figures = torch.stack(parts).sum(0)
+        meta = {**self.meta, "samples": position.samples, "total_steps": self.plan.total_steps, "figures": names}
+
+        def write() -> None:
+            if self.ranks.first:
+                self.checkpoints.save(position.step, self.stepper.snapshot().tensors | {"figures/window": figures.cpu()}, meta)
+
+        self.ranks.together(write)
 
     def _finish(self, position: Position, stopped: str | None, seconds: float) -> Result:
         done = self.plan.done(position)
-        if done and self.ranks.first:
-            meta = {**self.meta, "step": position.step, "samples": position.samples}
-            write_tensors(self.run_dir / "model.safetensors", self.trainable.state_dict(), meta)
-            if self.stepper.ema:
-                write_tensors(self.run_dir / "model_ema.safetensors", self.trainable.state_dict() | self.stepper.ema, meta)
-        self.ranks.barrier()
+        meta = {**self.meta, "format": FORMAT, "step": position.step, "samples": position.samples}
+
+        def write() -> None:
+            if done and self.ranks.first:
+                write_tensors(self.run_dir / "model.safetensors", self.trainable.state_dict(), meta)
+                if self.stepper.ema:
+                    write_tensors(self.run_dir / "model_ema.safetensors", self.trainable.state_dict() | self.stepper.ema, meta)
+
+        self.ranks.together(write)
         return Result(position.step, position.samples, self.plan.total_steps, seconds, None if done else stopped, self.feed.report())

@@ -46,8 +46,35 @@ def send(step: int, figures: Mapping[str, Tensor], extra: dict[str, Any] | None 
     host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
     host.copy_(values, non_blocking=True)
     event = torch.cuda.Event()
-    event.record()
+    event.record(torch.cuda.current_stream(values.device))
     return Pending(step, list(figures), host, event, extra or {})
+
+
+class Window:
+    """Sums of the figures since the last line of metrics.jsonl; part of a checkpoint, so that a resumed run writes the same lines."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, figures: Mapping[str, Tensor]) -> None:
+        for name, value in figures.items():
+            value = value.detach().to(torch.float32).reshape(())
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def means(self) -> dict[str, Tensor]:
+        """Each figure's mean over the steps that had it; the window starts anew."""
+        out = {name: total / self.counts[name] for name, total in self.sums.items()}
+        self.sums, self.counts = {}, {}
+        return out
+
+    def state(self) -> tuple[Tensor, dict[str, int]]:
+        """The sums, and names with counts in the same order."""
+        return torch.stack(list(self.sums.values())) if self.sums else torch.zeros(0), dict(self.counts)
+
+    def load(self, sums: Tensor, counts: Mapping[str, int]) -> None:
+        self.sums, self.counts = dict(zip(counts, sums.unbind(), strict=True)), dict(counts)
 
 
 class MetricsFile:
@@ -131,10 +158,13 @@ class Reporter:
         self.console = Console(file=stream or sys.stderr)
         self.last = -math.inf
         self.live: Progress | None = None
-        if not quiet and self.console.is_terminal:
+
+    def _live(self) -> Progress:
+        if self.live is None:
             live = Progress(TextColumn("step {task.completed}/{task.total}"), BarColumn(), _Figures(), console=self.console)
             live.start()
-            self.live, self.task = live, live.add_task("train", total=total)
+            self.live, self.task = live, live.add_task("train", total=self.total)
+        return self.live
 
     def say(self, text: str) -> None:
         """One line that stays."""
@@ -146,9 +176,11 @@ class Reporter:
         speed = 1 / per if per else 0.0
         eta = duration(remaining_samples * per)
         text = f"loss {loss:.4f}  lr {lr:.2e}  {speed:.1f} clips/s  wait {100 * rate.wait_share:.0f}%  ETA {eta}"
-        if self.live is not None:
-            self.live.update(self.task, completed=step, figures=text)
-        elif not self.quiet and (time.monotonic() - self.last >= self.every or step >= self.total):
+        if self.quiet:
+            return
+        if self.console.is_terminal:
+            self._live().update(self.task, completed=step, figures=text)
+        elif time.monotonic() - self.last >= self.every or step >= self.total:
             self.last = time.monotonic()
             self.say(f"step {step}/{self.total}  {text}")
 

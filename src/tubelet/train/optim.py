@@ -39,14 +39,14 @@ def learning_rate(settings: TrainSettings, plan: Plan, at: Position, schedule: s
 
 
 def default_groups(module: nn.Module) -> list[Group]:
-    """One rate; no weight decay on parameters of fewer than two dimensions."""
-    params = list(module.parameters())
+    """One rate; no weight decay on parameters of fewer than two dimensions. What a method froze stays frozen."""
+    params = [p for p in module.parameters() if p.requires_grad]
     flat = [p for p in params if p.ndim < 2]
     return [Group([p for p in params if p.ndim >= 2]), Group(flat, decay=0.0)]
 
 
 def make_optimizer(groups: Sequence[Group], settings: TrainSettings) -> torch.optim.Optimizer:
-    """AdamW or SGD, fused where the device has it (a fused optimiser can skip a step without asking the host).
+    """AdamW, fused where the device has it (it then skips a step without asking the host), or SGD.
 
     Each parameter group keeps ``scale`` and ``schedule`` of its :class:`Group`; the loop sets ``lr`` before every step.
     """
@@ -62,20 +62,20 @@ def make_optimizer(groups: Sequence[Group], settings: TrainSettings) -> torch.op
     ]
     if not params:
         raise ConfigError("a training phase has no parameters")
-    devices = {p.device.type for g in groups for p in g.params}
-    fused = devices <= {"cpu", "cuda", "mps", "xpu"}
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(params, lr=settings.lr, momentum=settings.betas[0], fused=fused)
+        return torch.optim.SGD(params, lr=settings.lr, momentum=settings.betas[0])
+    fused = {p.device.type for g in groups for p in g.params} <= {"cpu", "cuda", "mps", "xpu"}
     return torch.optim.AdamW(params, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
 
 
 def check_groups(phases: Mapping[str, Sequence[Group]], owner: nn.Module) -> None:
-    """Every parameter in exactly one group of one phase (assertion: a method's own mistake)."""
+    """Every parameter that is not frozen in exactly one group of one phase (assertion: a method's own mistake)."""
     names = {id(p): n for n, p in owner.named_parameters()}
     seen: dict[int, str] = {}
     for phase, groups in phases.items():
         for p in (p for g in groups for p in g.params):
+            assert p.requires_grad, f"parameter {names.get(id(p))} is frozen, but in a group of phase {phase!r}"
             assert id(p) not in seen, f"parameter {names.get(id(p))} is in phases/groups {seen[id(p)]!r} and {phase!r}"
             seen[id(p)] = phase
-    missing = [n for i, n in names.items() if i not in seen]
+    missing = [n for n, p in owner.named_parameters() if p.requires_grad and id(p) not in seen]
     assert not missing, f"parameters in no optimiser group: {', '.join(missing)}"

@@ -41,8 +41,9 @@ class Plan:
         else:
             self.total_steps, self.total_samples = 0, max(1, round((settings.epochs or 0) * epoch_size))
             self.total_steps = self._walk().step
-        if self.batch(Position()) < world:
-            raise ConfigError(f"train.batch={self.batch(Position())} is smaller than the number of processes ({world}); raise it")
+        least = min([settings.batch, *(b for _, b in settings.batch_schedule)])
+        if least < world:
+            raise ConfigError(f"train.batch (or batch_schedule) has {least} samples for {world} processes; each needs at least one")
 
     def _walk(self) -> Position:
         at = Position()

@@ -89,7 +89,9 @@ class Stepper:
         order = self.trainable.phase_order(at)
         for turn, phase in enumerate(order):
             self._only(phase)
-            done = self._accumulate(phase, micro, shares, at, turn)
+            again = list(order[:turn]).count(phase)
+            here = replace(at, draw=at.draw.child(f"again{again}")) if again else at  # a repeated phase draws anew
+            done = self._accumulate(phase, micro, shares, here, turn)
             norm, ok = self._update(phase, at)
             finite = finite * ok
             prefix = "" if len(self.runners) == 1 else f"{phase}/"
