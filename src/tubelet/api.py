@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from tubelet import recipe as recipe_book
-from tubelet.config import import_file, kinds, overlay, parse, to_yaml
+from tubelet.config import did_you_mean, import_file, kinds, overlay, parse, to_yaml
 from tubelet.core import Batch, Method, Stage, Stream, Tokens, Trainable
 from tubelet.data.augment import Augment
 from tubelet.data.evaluation import EvalFeed, Views, windows
@@ -80,8 +80,10 @@ def pretrain(
         raise ConfigError(f"--out {out} is a file; give a folder")
     plan = _recipe(recipe, settings, size, out, resume)
     book = {s.name: s for s in plan.stages}
+    _check_init(plan)
     if len(plan.stages) > 1 and int(os.environ.get("RANK", 0)) == 0 and not (resume and (out / "config.yaml").exists()):
         write_text(out / "config.yaml", to_yaml(plan))
+    last = list(book)[-1]
     result: Result | None = None
     for stage in plan.plan():
         folder = out if len(plan.stages) == 1 else out / stage.name
@@ -89,6 +91,8 @@ def pretrain(
             continue
         one = plan.model_copy(update={"stages": (book[stage.name],)})
         result = _train_stage(stage, book[stage.name], one, sources, folder, out, resume=resume, exclude=exclude, quiet=quiet)
+        if result.signal and stage.name != last:
+            result = replace(result, stopped_by=result.signal)  # also after a stage's last step: the recipe is not done
         if result.stopped_by:
             break
     if result is None:
@@ -155,6 +159,33 @@ def _train_stage(
             resume=resume,
             quiet=quiet,
         )
+
+
+def _check_init(plan: Recipe) -> None:
+    """Whether the modules that stages start from exist and fit, before hours of training are spent on the first. Raises ConfigError."""
+    if not any(s.init for s in plan.stages):
+        return
+    with torch.device("meta"):  # shapes only
+        models = {s.name: build(s) for s in plan.stages}
+    problems = []
+    for stage in plan.stages:
+        for target, origin in stage.init.items():
+            name, _, part = origin.partition(".")
+            where = f"{stage.name}.init: {target}: {origin}"
+            sides = []
+            for owner, module, said in ((stage.name, target, target), (name, part, origin)):
+                if module and module not in dict(models[owner].named_modules()):
+                    known = [n for n, _ in models[owner].named_children()]
+                    problems.append(f"{where}: there is no {said!r}{did_you_mean(module, known)}; stage {owner} has {', '.join(known)}")
+                    continue
+                sides.append({k: tuple(v.shape) for k, v in models[owner].get_submodule(module).state_dict().items()})
+            if len(sides) == 2 and sides[0] != sides[1]:
+                different = sorted({k for k, _ in sides[0].items() ^ sides[1].items()})
+                problems.append(
+                    f"{where}: {target} and {origin} are built differently, first in {different[0]}; give both the same settings"
+                )
+    if problems:
+        raise ConfigError(problems)
 
 
 def _initialise(model: Trainable, stage: Stage, root: Path) -> None:

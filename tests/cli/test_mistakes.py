@@ -57,6 +57,7 @@ WRONG = [
     ("--", ["a command must be given; there are pretrain"]),
     ("-- pretran v --out x", ["pretran: unknown command (did you mean 'pretrain'?)"]),
     ("version --long", ["--long: unknown option"]),
+    ("embed r v --import nofile.py --pol mean", ["--out: must be given", "--import nofile.py: no such file", "did you mean '--pool'?"]),
     ("pretrain --hlep v", ["(did you mean '--help'?)", "--out: must be given"]),
 ]
 

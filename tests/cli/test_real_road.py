@@ -100,6 +100,40 @@ def test_scores_with_json_and_control(cli, road: Path, tmp_path: Path, command: 
     assert control.out.startswith(got.out.split(":")[0])
 
 
+MINE = """
+from tubelet.methods import videomae
+
+
+class Config(videomae.Config):
+    kind: str = "my_method"
+    dim: int = 24
+"""
+
+
+def test_a_method_of_ones_own_is_imported_by_every_command_that_loads_it(cli, road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    labelled, model, own = str(road / "videos/manifest.csv"), str(tmp_path / "run"), ["--import", str(tmp_path / "my_method.py")]
+    (tmp_path / "my_method.py").write_text(MINE)
+    (tmp_path / "mine.yaml").write_text(RECIPE.replace("kind: videomae, dim: 48", "kind: my_method").replace("steps: 3", "steps: 1"))
+    small = ["--device", "cpu", "--set", "workers=0"]
+
+    def fresh() -> None:
+        """As in a process of its own, where nothing has been imported yet."""
+        monkeypatch.setattr("tubelet.config._user_kinds", {})
+
+    fresh()
+    assert cli("pretrain", labelled, "--out", model, "--recipe", str(tmp_path / "mine.yaml"), "--quiet", *own).code == 0
+    fresh()
+    without = cli("knn", model, labelled, *small)
+    assert without.code == 2
+    assert "unknown kind 'my_method'" in without.err
+    assert "--import" in without.err
+    for command in (["embed", "--out", str(tmp_path / "e.npz")], ["knn"], ["probe"]):
+        fresh()
+        got = cli(command[0], model, labelled, *command[1:], *small, *own)
+        assert got.code == 0, got.err
+    assert Embeddings.load(tmp_path / "e.npz").vectors.shape == (60, 24)
+
+
 def test_mistakes_that_only_the_real_functions_know(cli, road: Path, tmp_path: Path):
     labelled, model = str(road / "videos/manifest.csv"), str(road / "run")
     for args, code, said in [

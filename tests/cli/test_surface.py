@@ -93,7 +93,7 @@ def test_completion_answers():
 
 
 def test_the_mistakes_in_the_docs_are_reported_as_they_say(cli):
-    call, *lines = DOCS.read_text(encoding="utf-8").partition("```\n$ ")[2].partition("\n```")[0].split("\n")
+    call, *lines = DOCS.read_text(encoding="utf-8").partition("```text\n$ ")[2].partition("\n```")[0].split("\n")
     got = cli(*call.split()[1:]).err.splitlines()
     assert got[:-1] == lines[:-1]
     assert got[-1].startswith(lines[-1].removesuffix("..."))

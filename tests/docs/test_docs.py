@@ -2,31 +2,45 @@
 
 Fenced ``python`` and ``bash`` blocks of a page run in order, in one folder per page that holds ``my_videos/`` (a folder of clips) and
 ``labelled/`` (with manifest.csv: labels and splits), and ``runs/a`` (a small finished run) where the page does not make it. A block whose
-info string says ``no-run`` is not executed; the reason stands in the info string.
+info string says ``no-run`` is not executed; the reason stands in the info string. A block with ``file=NAME`` becomes that file instead, and
+is the example of that name, letter by letter.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+import torch
+
+from tubelet.cli import run
+from tubelet.config import config_class, import_file
+from tubelet.core import Batch, CounterDraw, Mask, Step, TokenGrid
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+SMALL = ["method.dim=32", "method.depth=1", "method.heads=2", "method.patch=[2,8,8]", "method.decoder={dim: 16, depth: 1, heads: 2}",
+         "data.size=32", "data.stride=1", "data.workers=0", "train.device=cpu"]  # fmt: skip
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
-    """(language, code) of the blocks to execute."""
+    """(language, code) of the blocks to execute, and ("file=NAME", text) of files to write."""
     found = []
     for info, code in FENCE.findall(page.read_text(encoding="utf-8")):
         words = info.split()
-        if words and words[0] in ("python", "bash") and not any(w.startswith("no-run") for w in words):
+        file = [w for w in words if w.startswith("file=")]
+        if file:
+            found.append((file[0], code))
+        elif words and words[0] in ("python", "bash") and not any(w.startswith("no-run") for w in words):
             found.append((words[0], code))
     return found
 
@@ -39,25 +53,10 @@ def reader(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("reader")
     manifest = tubelet.make_playground(home / "labelled", clips=48, seed=3, scene="easy", size=32, frames=16)
     (home / "my_videos").mkdir()
-    for path in sorted((manifest.parent / "clips").glob("*.mp4"))[:12]:
+    for path in sorted((manifest.parent / "clips").glob("*.mp4"))[:4]:
         shutil.copy(path, home / "my_videos")
-    settings = [
-        "method.dim=32",
-        "method.depth=1",
-        "method.heads=2",
-        "method.patch=[2,8,8]",
-        "data.size=32",
-        "data.stride=1",
-        "data.workers=0",
-    ]
-    decoder = "method.decoder={dim: 16, depth: 1, heads: 2}"
-    tubelet.pretrain(
-        home / "my_videos",
-        out=home / "runs" / "a",
-        recipe="tiny-cpu",
-        settings=[*settings, decoder, "epochs=null", "steps=3", "batch=4"],
-        quiet=True,
-    )
+    settings = [*SMALL, "epochs=null", "steps=3", "batch=4"]
+    tubelet.pretrain(home / "my_videos", out=home / "runs" / "a", recipe="tiny-cpu", settings=settings, quiet=True)
     return home
 
 
@@ -76,14 +75,65 @@ def test_page(page, reader, tmp_path):
     if "--out runs/a" in page.read_text(encoding="utf-8"):
         shutil.rmtree(home / "runs")
     for language, code in blocks(page):
-        execute(language, code, home)
+        if language.startswith("file="):
+            (home / language.removeprefix("file=")).write_text(code, encoding="utf-8")
+        else:
+            execute(language, code, home)
 
 
-@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
-def test_example(example, reader, tmp_path):
-    home = tmp_path / "home"
-    shutil.copytree(reader, home)
-    execute("python", example.read_text(encoding="utf-8"), home)
+def test_files_shown_in_the_documentation_are_the_examples():
+    shown = {name.removeprefix("file="): code for page in PAGES for name, code in blocks(page) if name.startswith("file=")}
+    assert shown == {path.name: path.read_text(encoding="utf-8") for path in EXAMPLES}
+
+
+def test_every_block_names_its_language():
+    bare = [
+        f"{page.name}: {code[:40]!r}"
+        for page in PAGES
+        for info, code in FENCE.findall(page.read_text(encoding="utf-8"))
+        if not info.split()
+    ]
+    assert not bare, bare
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda p: p.name)
+def test_an_example_trains(example, reader, tmp_path, monkeypatch):
+    """Each example is a masking strategy: two steps with it on the reader's videos, and what it hid in them."""
+    seen = []
+
+    class Watching(Mask):
+        def validate(self):
+            seen.append(self)
+            return super().validate()
+
+    monkeypatch.setattr("tubelet.config._user_kinds", {})
+    monkeypatch.setattr("tubelet.core.Mask", Watching)
+    settings = ["masking=" + example.stem, *SMALL, "epochs=null", "steps=2", "batch=4", "log_every=1"]
+    sets = [word for s in settings for word in ("--set", s)]
+    out = tmp_path / "run"
+    args = ["pretrain", str(reader / "my_videos"), "--out", str(out), "--recipe", "tiny-cpu", "--import", str(example), "--quiet", *sets]
+    assert run(args) == 0
+    losses = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 2
+    assert all(0 < loss < 10 for loss in losses)
+    assert f"kind: {example.stem}" in (out / "config.yaml").read_text()
+    assert len(seen) == 1
+    assert 0 < seen[0].visible.shape[1] < seen[0].grid.n
+
+
+def test_the_checker_board_alternates_in_every_direction(monkeypatch):
+    monkeypatch.setattr("tubelet.config._user_kinds", {})
+    grid = TokenGrid(("t", "h", "w"), (2, 3, 4), (1, 1, 1))
+    batch = Batch({}, {}, torch.arange(2))
+    import_file(ROOT / "examples" / "checker_mask.py")
+    boards = []
+    for phase in (0, 1):
+        masker = cast(Any, config_class("tubelet.masking", "checker_mask")(phase=phase)).build()
+        mask = masker(grid, batch, "video", Step(0, 0, 0.0, 0.0, CounterDraw(0, batch.sample)))
+        boards.append(torch.zeros(2, grid.n).scatter(1, mask.visible, 1.0).reshape(2, 2, 3, 4))
+    for axis in (1, 2, 3):
+        assert (boards[0].diff(dim=axis) != 0).all()
+    assert torch.equal(boards[0], 1 - boards[1])
 
 
 def test_links_inside_the_documentation_lead_somewhere():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -42,10 +43,11 @@ def arguments(clips: Path, out: Path, resume: bool = False, **more: object) -> l
     return [str(clips), "--recipe", "tiny-cpu", "--out", str(out), "--quiet", *sets, *(["--resume"] if resume else [])]
 
 
-def command(args: list[str], mode: tuple[str, ...] = ("plain",), processes: int = 1) -> list[str]:
+def command(args: list[str], mode: tuple[str, ...] = ("plain",), processes: int = 1, signals: str = "SIGTERM") -> list[str]:
+    """``signals``: what torchrun passes on."""
     launcher = [sys.executable]
     if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", f"--signals-to-handle={signals}"]
     return [*launcher, str(DRIVE), *mode, *args]
 
 
@@ -94,20 +96,54 @@ def wait_for_step(out: Path, step: int, process: subprocess.Popen) -> None:
     pytest.fail(f"the run did not reach step {step}: {process.poll()}")
 
 
-@pytest.mark.parametrize(("processes", "workers"), [(1, 0), (1, 2), (2, 0), (2, 2)])
-def test_killed_at_a_random_moment(clips, straight, tmp_path, processes, workers):
-    """kill -9 once after the first checkpoint at a random moment, then resume to the end."""
-    moment = random.Random(10 * processes + workers).uniform(0.0, 0.3)
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that is dead and not yet collected does not."""
+    try:
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+    return state not in "ZX"
+
+
+def kill_at(step: int, moment: float, clips: Path, out: Path, processes: int, workers: int) -> None:
+    """Start a run and SIGKILL its launcher and every training process, ``moment`` seconds after its ``step``-th line of figures."""
+    pids = out.with_name(f"{out.name}-pids")
+    pids.mkdir()
     victim = subprocess.Popen(
-        command(arguments(clips, tmp_path / "run", data__workers=workers), processes=processes),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        command(arguments(clips, out, data__workers=workers), processes=processes),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"PID_FOLDER": str(pids)},
     )  # fmt: skip
-    wait_for_step(tmp_path / "run", 7, victim)
+    wait_for_step(out, step, victim)
     time.sleep(moment)
-    os.killpg(victim.pid, signal.SIGKILL)
-    victim.wait()
-    finish(clips, tmp_path / "run", processes, data__workers=workers)
-    same(straight[processes], tmp_path / "run")
+    trained = [int((pids / f"pid.{rank}").read_text()) for rank in range(processes)]
+    for pid in {victim.pid, *trained}:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    victim.wait(timeout=30)
+    deadline = time.monotonic() + 30
+    while any(map(alive, trained)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(map(alive, trained)), "a training process outlived its SIGKILL"
+
+
+@pytest.mark.parametrize(
+    ("processes", "workers"), [(1, 2), (2, 0), pytest.param(1, 0, marks=pytest.mark.slow), pytest.param(2, 2, marks=pytest.mark.slow)]
+)
+def test_killed_at_a_random_moment(clips, straight, tmp_path, processes, workers):
+    """kill -9 to all processes after a random step, then resume to the end. A run that was quicker than the kill is killed earlier."""
+    random_ = random.Random(10 * processes + workers)
+    last = random_.randint(6, 25)
+    for step in (last, (6 + last) // 2, 6):
+        out = tmp_path / f"run{step}"
+        kill_at(step, random_.uniform(0.0, 0.05), clips, out, processes, workers)
+        saved = [p.name for p in (out / "checkpoints").glob("step-*.safetensors")]
+        if "step-00000030.safetensors" not in saved:
+            break
+    assert saved
+    assert "step-00000030.safetensors" not in saved, "no kill came before the end of the run"
+    finish(clips, out, processes, data__workers=workers)
+    same(straight[processes], out)
 
 
 @pytest.mark.parametrize("write", [1, 3])
@@ -122,21 +158,32 @@ def test_killed_inside_a_write(clips, straight, tmp_path, write):
     same(straight[1], tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
-def test_a_signal_saves_and_exits(clips, straight, tmp_path, name):
+@pytest.mark.parametrize(
+    ("processes", "name"),
+    [(1, "SIGINT"), (1, "SIGTERM"), (1, "SIGUSR1"), (2, "SIGTERM"), pytest.param(2, "SIGUSR1", marks=pytest.mark.slow)],
+)
+def test_a_signal_saves_and_exits(clips, straight, tmp_path, processes, name):
+    """Once, at the step that all processes agree on; torchrun passes on the signals that it is told to handle."""
     number = getattr(signal, name)
     process = subprocess.Popen(
-        command(arguments(clips, tmp_path / "run", train__checkpoint_every="null")), stderr=subprocess.PIPE, text=True
-    )
+        command(arguments(clips, tmp_path / "run", train__checkpoint_every="null"), processes=processes, signals=name),
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     wait_for_step(tmp_path / "run", 6, process)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    assert "Traceback" not in said
+    _, said = process.communicate(timeout=100)
+    if processes == 1:
+        assert process.returncode == 128 + number
+        assert "Traceback" not in said
+    else:  # torchrun's own exit code and report of the signal that it got
+        assert process.returncode != 0
+    assert "looks like a bug" not in said
+    assert said.count(f"stopped by {name}: saved at step ") == 1
     saved = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
-    assert len(saved) == 1
-    finish(clips, tmp_path / "run", train__checkpoint_every="null")
-    same(straight[1], tmp_path / "run")
+    assert [p.stem for p in saved] == [f"step-{int(said.partition('saved at step ')[2].split()[0]):08d}"]
+    assert saved[0].stem < "step-00000030"
+    finish(clips, tmp_path / "run", processes, train__checkpoint_every="null")
+    same(straight[processes], tmp_path / "run")
 
 
 def test_two_processes_are_one(clips, straight, tmp_path):
@@ -159,7 +206,8 @@ def test_two_processes_are_one(clips, straight, tmp_path):
         assert abs(x - y) <= 1e-4
 
 
-def test_a_full_disk_stops_with_one_message_and_keeps_the_last_checkpoint(clips, tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_full_disk_stops_with_one_message_and_keeps_the_last_checkpoint(clips, tmp_path, processes):
     """The run folder on a file system that holds two checkpoints but not a third."""
     small = tmp_path / "small"
     small.mkdir()
@@ -167,13 +215,26 @@ def test_a_full_disk_stops_with_one_message_and_keeps_the_last_checkpoint(clips,
     if mounted.returncode:
         pytest.skip("mounting a small tmpfs is not allowed here (needs root)")
     try:
-        stopped = run(arguments(clips, small / "run", train__keep=30))
+        stopped = run(arguments(clips, small / "run", train__keep=30), processes=processes)
         assert stopped.returncode == 1, stopped.stderr
-        assert "disk is full" in stopped.stderr
+        assert stopped.stderr.count("disk is full") == 1
         assert "last good checkpoint is step-" in stopped.stderr
-        assert "Traceback" not in stopped.stderr
+        assert "looks like a bug" not in stopped.stderr
+        assert "Traceback" not in stopped.stderr.partition("error: ")[0]
+        assert processes > 1 or "Traceback" not in stopped.stderr, "torchrun reports its processes' end in its own way"
         good = sorted((small / "run" / "checkpoints").glob("step-*.safetensors"))
         assert good
         assert all(read_tensors(path) for path in good)
     finally:
         subprocess.run(["umount", str(small)], check=False)
+
+
+def test_a_failed_write_of_the_first_process_ends_the_other_one_with_the_same_message(clips, tmp_path):
+    """Only the first process writes metrics.jsonl; the second must neither wait for it nor report a lost connection."""
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    stopped = run(arguments(clips, tmp_path / "run"), ("full-metrics", "8"), processes=2)
+    assert stopped.returncode == 1
+    assert stopped.stderr.count("metrics.jsonl: [Errno 28] No space left on device; free some space, then continue with --resume") == 1
+    assert stopped.stderr.count("\nerror: ") == 1, stopped.stderr
+    assert "looks like a bug" not in stopped.stderr

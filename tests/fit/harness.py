@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tubelet.core import Batch, CounterDraw, Stream, Trainable
+from tubelet.core import Batch, CounterDraw, Step, Stream, Trainable
 from tubelet.train.checkpoint import read_tensors
-from tubelet.train.loop import Result, fit
+from tubelet.train.loop import Hook, Result, fit
 from tubelet.train.settings import TrainSettings
 
 
@@ -46,23 +49,19 @@ class ToyFeed:
         pass
 
 
-class StopAfter:
-    """A hook that asks the run to stop, as a signal would, once a step is reached."""
+def stop_after(step: int) -> Callable[[Batch, Step], Batch]:
+    """A ``prepare`` that asks the run to stop, as a signal would, while it makes a step: it ends once that step is done."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def after_step(self, trainable: Trainable, at: Any, ranks: Any) -> Mapping[str, float]:
-        import os
-        import signal
-
-        if at.index == self.step:
+    def prepare(batch: Batch, at: Step) -> Batch:
+        if at.index == step - 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return {}
+        return batch
+
+    return prepare
 
 
 def train(
-    build: Callable[[], Trainable], feed: ToyFeed, out: Path, stops: Sequence[int] = (), **settings: Any
+    build: Callable[[], Trainable], feed: ToyFeed, out: Path, stops: Sequence[int] = (), hooks: Sequence[Hook] = (), **settings: Any
 ) -> tuple[Result, dict[str, Tensor]]:
     """Train to the end, stopping and resuming at every step of ``stops``. Returns the last result and the final checkpoint's tensors."""
     config = TrainSettings(
@@ -70,10 +69,15 @@ def train(
     )
     for i, stop in enumerate([*stops, -1]):
         torch.manual_seed(0)
-        result = fit(build(), feed, config, out, hooks=[StopAfter(stop)], resume=i > 0, quiet=True)
+        result = fit(build(), feed, config, out, prepare=stop_after(stop), hooks=hooks, resume=i > 0, quiet=True)
         assert (result.stopped_by == "SIGTERM") == (stop >= 0)
     last = max((out / "checkpoints").glob("step-*.safetensors"))
     return result, read_tensors(last)
+
+
+def losses(out: Path) -> list[float]:
+    """The losses of a run's metrics.jsonl."""
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def check_resumes(build: Callable[[], Trainable], make: Any, **settings: Any) -> tuple[Result, dict[str, Tensor], list[int]]:

@@ -6,13 +6,17 @@ import copy
 import tempfile
 from pathlib import Path
 
+import pytest
 import torch
 from harness import ToyFeed, check_resumes, train
 from torch import nn
 from torch.nn import functional as F
 
 from tubelet.core import Batch, Frozen, Group, Losses, Mask, Masker, Step, Stream, TokenGrid, Tokens, Trainable
+from tubelet.errors import CheckpointError
 from tubelet.objectives.losses import reduce
+from tubelet.train.loop import fit
+from tubelet.train.settings import TrainSettings
 
 
 def vectors(draw, n):
@@ -202,6 +206,75 @@ class Distil(Trainable):
 def test_frozen_outside_model():
     _, tensors, _ = check_resumes(Distil, vectors)
     assert not [k for k in tensors if "outside" in k]
+
+
+def test_another_frozen_model_is_named_on_resume(tmp_path):
+    class Other(Distil):
+        def __init__(self):
+            super().__init__()
+            self.outside.sha256 = "1"
+
+    train(Distil, ToyFeed(vectors), tmp_path, steps=2)
+    with pytest.raises(CheckpointError, match=r"frozen\.outside\.sha256: the checkpoint has '0', this call '1'"):
+        fit(
+            Other(),
+            ToyFeed(vectors),
+            TrainSettings(steps=2, batch=8, lr=1e-2, min_lr=0.0, lr_batch=None, device="cpu"),
+            tmp_path,
+            resume=True,
+        )
+
+
+class PartlyFrozen(Trainable):
+    """The first layer's weight was frozen by the method; nobody says so to the loop."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.first.weight.requires_grad_(False)
+
+    def losses(self, phase, batch, at):
+        assert not self.first.weight.requires_grad
+        error = F.cross_entropy(self.second(self.first(batch.stream("video").data)), batch.labels["class"], reduction="none")
+        return Losses({"ce": (reduce(error), 1.0)})
+
+
+def test_what_a_method_froze_stays_frozen():
+    _, tensors, _ = check_resumes(PartlyFrozen, vectors, weight_decay=0.5, lr=0.1, ema=0.9)
+    torch.manual_seed(0)
+    start = PartlyFrozen()
+    assert torch.equal(tensors["model/first.weight"], start.first.weight)
+    assert not torch.equal(tensors["model/first.bias"], start.first.bias)
+    assert not [k for k in tensors if k.startswith("optim/") and k.endswith("first.weight")]
+
+
+class Noisy(Trainable):
+    """Notes the noise that it is given: in a phase that runs twice in a step, and after the step."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = nn.Linear(6, 1)
+        self.seen, self.after = [], []
+
+    def phase_order(self, at):
+        return ("main", "main")
+
+    def losses(self, phase, batch, at):
+        self.seen.append((at.index, batch.sample.tolist(), at.draw.uniform("z"), at.draw.uniform("z", per="batch")))
+        return Losses({"loss": (reduce(self.model(batch.stream("video").data).square()), 1.0)})
+
+    def after_step(self, at):
+        self.after.append((at.draw.uniform("z").item(), at.draw.uniform("z", per="batch").item()))
+
+
+def test_repeated_phases_and_the_moment_after_a_step_draw_anew(tmp_path):
+    model = Noisy()
+    train(lambda: model, ToyFeed(vectors), tmp_path, steps=4, micro=4)
+    assert [(index, sample[0]) for index, sample, _, _ in model.seen[:4]] == [(0, 0), (0, 4), (0, 0), (0, 4)]
+    per_sample = torch.stack([z for _, _, z, _ in model.seen])
+    assert len(per_sample.unique()) == per_sample.numel() == 4 * 2 * 8, "two passes of a step shared noise"
+    assert len({z.item() for _, _, _, z in model.seen}) == 4 * 2, "batch noise: one value for each step and pass"
+    assert len({z for z, _ in model.after}) == len({z for _, z in model.after}) == 4, "after_step drew the same at two steps"
 
 
 class Plain(Trainable):

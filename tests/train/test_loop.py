@@ -60,6 +60,35 @@ def test_resumed_metrics_hold_each_step_once(tmp_path):
     assert [r["step"] for r in rows] == list(range(1, 13))
 
 
+@pytest.mark.parametrize(("steps", "lines"), [(12, [4, 8, 12]), (10, [4, 8, 10])])
+def test_figures_are_means_over_their_window_also_when_a_stop_cuts_it(tmp_path, steps, lines):
+    """log_every=4, stopped after 3, 4 and 6 steps: the same lines as in a straight run, each the mean of its steps."""
+
+    def rows(out, **more):
+        train(Line, ToyFeed(vectors), out, steps=steps, **more)
+        found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in row.items() if k not in ("clips_per_s", "wait")} for row in found]
+
+    every = [row["loss"] for row in rows(tmp_path / "every")]
+    straight = rows(tmp_path / "straight", log_every=4)
+    assert [row["step"] for row in straight] == lines
+    for start, row in zip([0, *lines], straight, strict=False):
+        window = every[start : row["step"]]
+        assert row["loss"] == pytest.approx(sum(window) / len(window), rel=1e-5)
+    assert rows(tmp_path / "pieces", log_every=4, stops=(3, 4, 6)) == straight
+
+
+def test_figures_of_hooks_are_logged(tmp_path):
+    class Looker:
+        def after_step(self, trainable, at, ranks):
+            return {"weight": trainable.model.weight[0, 0].item(), "done": float(at.index)}
+
+    _, tensors = train(Line, ToyFeed(vectors), tmp_path, hooks=[Looker()], log_every=6)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["done"] for row in rows] == [6, 12]
+    assert rows[-1]["weight"] == pytest.approx(tensors["model/model.weight"][0, 0].item(), rel=1e-6)
+
+
 def test_a_non_finite_step_changes_nothing_and_is_named(tmp_path):
     with pytest.raises(NonFiniteError, match=r"gradient of step 8 .*newest checkpoint is .*step-00000005"):
         train(lambda: Line(bad_step=8), ToyFeed(vectors), tmp_path, checkpoint_every=5)

@@ -24,6 +24,7 @@ from tubelet.cli.options import (
     Batch,
     DataSet,
     Device,
+    Import,
     Json,
     Overwrite,
     Pool,
@@ -103,10 +104,7 @@ def pretrain(
         str | None, option(f"Size of the model: {', '.join(SIZES)}.", "--size", panel=MODEL, metavar="SIZE", callback=one_of(*SIZES))
     ] = None,
     settings: Set = [],  # noqa: B006 (Typer reads it; nobody changes it)
-    imports: Annotated[
-        list[str],
-        option("Your own Python file with a masking or method; its name is the kind. Repeat.", "--import", panel=MODEL, metavar="FILE"),
-    ] = [],  # noqa: B006
+    imports: Import = [],  # noqa: B006
     exclude: Annotated[
         list[str], option("Leave out items whose key matches, e.g. '*/broken/*'. Repeat.", "--exclude", panel=DATA, metavar="PATTERN")
     ] = [],  # noqa: B006
@@ -142,17 +140,20 @@ def _ended(result: Result, out: str, args: Sequence[str], quiet: bool) -> int:
 
 
 def _check_pretrain(given: Mapping[str, Any]) -> list[str]:
-    """Mistakes in --recipe, --set and --import, for a call that has others."""
-    from tubelet import config
+    """Mistakes in --import, --recipe and --set, for a call that has others."""
     from tubelet import recipe as book
 
-    wrong: list[str] = []
-    for path in given.get("imports") or []:
-        wrong += _problems(lambda path=path: config.import_file(path))
+    wrong = _check_imports(given)
     if given.get("recipe") or given.get("settings"):
         name = given.get("recipe") or "tiny-cpu"
         wrong += _problems(lambda: book.load(name, given.get("settings") or [], size=given.get("size")))
     return wrong
+
+
+def _check_imports(given: Mapping[str, Any]) -> list[str]:
+    from tubelet import config
+
+    return [problem for path in given.get("imports") or [] for problem in _problems(lambda path=path: config.import_file(path))]
 
 
 def _problems(check: Callable[[], object]) -> list[str]:
@@ -175,7 +176,7 @@ def _run_settings() -> set[str]:
     return {"method", "masking", "data", "train", *_data_settings(), *TrainSettings.model_fields}
 
 
-CHECKS["pretrain"] = _check_pretrain
+CHECKS.update({"pretrain": _check_pretrain, **dict.fromkeys(("embed", "knn", "probe"), _check_imports)})
 SETTINGS.update({"pretrain": _run_settings, **dict.fromkeys(("embed", "knn", "probe"), _data_settings)})
 
 
@@ -205,6 +206,7 @@ def embed(
         str | None, option("Only this split: a manifest's split, or a sub-folder.", "--split", panel=DATA, metavar="NAME")
     ] = None,
     settings: DataSet = [],  # noqa: B006
+    imports: Import = [],  # noqa: B006
     random: Random = False,
     overwrite: Overwrite = False,
     quiet: Annotated[bool, flag("Print nothing but errors.", "--quiet", panel=OUTPUT)] = False,
@@ -226,6 +228,7 @@ def embed(
             split=split,
             settings=settings,
             random=random,
+            imports=imports,
             overwrite=overwrite,
             progress=step,
         )
@@ -264,6 +267,7 @@ def knn(
     test_sources: TestSources = [],  # noqa: B006
     batch: Batch = 8,
     device: Device = "auto",
+    imports: Import = [],  # noqa: B006
     random: Random = False,
     settings: DataSet = [],  # noqa: B006
     json_out: Json = None,
@@ -274,7 +278,7 @@ def knn(
     """
     _evaluate(
         "knn", run, sources, json_out, test_sources,
-        k=k, pool=pool, train=train, test=test, batch=batch, device=device, random=random, settings=settings,
+        k=k, pool=pool, train=train, test=test, batch=batch, device=device, random=random, imports=imports, settings=settings,
     )  # fmt: skip
 
 
@@ -296,6 +300,7 @@ def probe(
     test_sources: TestSources = [],  # noqa: B006
     batch: Batch = 8,
     device: Device = "auto",
+    imports: Import = [],  # noqa: B006
     random: Random = False,
     seed: Seed = 0,
     settings: DataSet = [],  # noqa: B006
@@ -307,7 +312,8 @@ def probe(
     """
     _evaluate(
         "probe", run, sources, json_out, test_sources,
-        pool=pool, train=train, test=test, batch=batch, device=device, random=random, seed=seed, settings=settings,
+        pool=pool, train=train, test=test, batch=batch, device=device, random=random, imports=imports, seed=seed,
+        settings=settings,
     )  # fmt: skip
 
 

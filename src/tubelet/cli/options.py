@@ -37,6 +37,10 @@ DataSet = Annotated[
     list[str],
     option("A data setting (fps=8), or views.clips=4 for several views of each video. Repeat.", "--set", panel=DATA, metavar="PATH=VALUE"),
 ]
+Import = Annotated[
+    list[str],
+    option("Your own Python file with a masking or method; its name is the kind. Repeat.", "--import", panel=MODEL, metavar="FILE"),
+]
 Device = Annotated[str, option("auto, cpu, cuda or cuda:N.", "--device", panel=RUN, metavar="NAME")]
 Random = Annotated[bool, flag("Use the same architecture with random weights: the control.", "--random", panel=MODEL)]
 Pool = Annotated[

@@ -38,10 +38,6 @@ class Ranks:
         dist.all_reduce(seen, op=dist.ReduceOp.MAX, group=self.control)
         return seen.tolist()
 
-    def barrier(self) -> None:
-        if self.world > 1:
-            dist.barrier(group=self.control)
-
     def together(self, job: Callable[[], T]) -> T:
         """Do something on every process that may fail on one; a TubeletError then ends all of them, with the same message."""
         if self.world == 1:

@@ -65,7 +65,8 @@ class Hook(Protocol):
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended. ``stopped_by``: a signal's name, or None when the run is complete."""
+    """How a run ended. ``stopped_by``: a signal's name, or None when the run is complete. ``signal``: the one that came, also where it
+    came in the last step and there was nothing left to stop."""
 
     step: int
     samples: int
@@ -73,6 +74,7 @@ class Result:
     seconds: float
     stopped_by: str | None
     report: Mapping[str, Any]
+    signal: str | None = None
 
 
 class Signals:
@@ -241,13 +243,16 @@ class _Run:
                 self.window.load(window.to(self.device), meta["figures"])
             position = Position(meta["step"], meta["samples"])
             self.reporter.say(f"resumed {found.path} at step {position.step} of {self.plan.total_steps}")
-        if self.ranks.first:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            self.checkpoints.clean()
-            self.log = MetricsFile(self.run_dir / "metrics.jsonl", resume_step=position.step if found else None)
-            if found is None:
-                write_text(self.run_dir / "items.txt", "\n".join([*self.feed.keys(), ""]))
-        self.ranks.barrier()
+
+        def open_files() -> None:
+            if self.ranks.first:
+                self.run_dir.mkdir(parents=True, exist_ok=True)
+                self.checkpoints.clean()
+                self.log = MetricsFile(self.run_dir / "metrics.jsonl", resume_step=position.step if found else None)
+                if found is None:
+                    write_text(self.run_dir / "items.txt", "\n".join([*self.feed.keys(), ""]))
+
+        self.ranks.together(open_files)
         return position
 
     def _compare(self, meta: Mapping[str, Any], path: Path) -> None:
@@ -274,7 +279,8 @@ class _Run:
         return lines
 
     def _at(self, position: Position) -> Step:
-        draw = self.draw.bind(self.draw.sample, position.step)
+        # Between micro-batches (phase_order, after_step, hooks) per-sample draws are those of the step's first sample.
+        draw = self.draw.bind(self.draw.sample + position.samples, position.step)
         return Step(position.step, position.samples, self.plan.epoch(position), self.plan.progress(position), draw)
 
     def _collect(self, batches: Iterator[Batch], position: Position, at: Step) -> tuple[list[Batch], list[float], float]:
@@ -334,8 +340,12 @@ class _Run:
             )
         if not pending.extra:
             return
-        if self.log is not None:
-            self.log.write({"step": pending.step, **figures, **pending.extra})
+
+        def write() -> None:
+            if self.log is not None:
+                self.log.write({"step": pending.step, **figures, **pending.extra})
+
+        self.ranks.together(write)
         remaining = self.plan.total_samples - pending.extra["samples"]
         self.reporter.show(pending.step, figures["loss"], self.rate, pending.extra["lr"], max(0, remaining))
 
@@ -373,4 +383,6 @@ class _Run:
                     write_tensors(self.run_dir / "model_ema.safetensors", self.trainable.state_dict() | self.stepper.ema, meta)
 
         self.ranks.together(write)
-        return Result(position.step, position.samples, self.plan.total_steps, seconds, None if done else stopped, self.feed.report())
+        return Result(
+            position.step, position.samples, self.plan.total_steps, seconds, None if done else stopped, self.feed.report(), signal=stopped
+        )

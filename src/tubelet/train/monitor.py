@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
@@ -97,7 +98,8 @@ class MetricsFile:
             raise CheckpointError(f"cannot write {self.path}: {error}; free some space, then continue with --resume") from error
 
     def close(self) -> None:
-        self.file.close()
+        with contextlib.suppress(OSError):  # a line that could not be written is tried again here, and has been reported
+            self.file.close()
 
 
 def _rounded(value: Any) -> Any:
