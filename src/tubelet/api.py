@@ -2,45 +2,31 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import yaml
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from tubelet import recipe as recipe_book
-from tubelet.config import did_you_mean, import_file, kinds, overlay, parse, to_yaml
-from tubelet.core import Batch, Method, Stage, Stream, Tokens, Trainable
-from tubelet.data.augment import Augment
+from tubelet.config import import_file, kinds, overlay, parse
+from tubelet.core import Batch, Method, Stream, Tokens
 from tubelet.data.evaluation import EvalFeed, Views, windows
-from tubelet.data.loader import VideoFeed
 from tubelet.data.settings import DataSettings
-from tubelet.data.source import open_table, open_table_for
-from tubelet.data.table import Table
+from tubelet.data.source import open_table_for
 from tubelet.errors import CheckpointError, ConfigError, DataError
 from tubelet.playground import write as write_playground
-from tubelet.recipe import Recipe, StageSettings
+from tubelet.pretraining import Sources, build, say, shown
+from tubelet.recipe import StageSettings
 from tubelet.tasks import Score
 from tubelet.tasks.embed import Embeddings, writable
 from tubelet.tasks.embed import embed as embed_table
 from tubelet.tasks.knn import score_knn
 from tubelet.tasks.probe import score_probe
-from tubelet.train.checkpoint import Checkpoints, read_meta, read_tensors, write_text
-from tubelet.train.distributed import pick_device, process_group
-from tubelet.train.loop import Result, fit
-from tubelet.train.plan import Plan, Position
-
-Sources = str | Path | Sequence[str | Path]
-
-# Where data may change between a run's start and its continuation without changing which numbers it computes.
-FREE_DATA = ("data.workers", "data.prefetch", "data.decode_timeout", "data.max_bad_rate")
+from tubelet.train.checkpoint import Checkpoints, read_meta, read_tensors
+from tubelet.train.distributed import pick_device
 
 
 def recipes() -> list[tuple[str, str]]:
@@ -51,205 +37,6 @@ def recipes() -> list[tuple[str, str]]:
 def show_recipe(name: str) -> str:
     """A recipe's YAML text. Raises ConfigError for an unknown name."""
     return recipe_book.path_of(name).read_text(encoding="utf-8")
-
-
-def pretrain(
-    sources: Sources,
-    *,
-    out: str | Path,
-    recipe: str | Path | None = None,
-    size: str | None = None,
-    settings: Sequence[str] = (),
-    resume: bool = False,
-    imports: Sequence[str | Path] = (),
-    exclude: Sequence[str] = (),
-    quiet: bool = False,
-) -> Result:
-    """Pre-train an encoder on videos; the same call under torchrun uses all its processes.
-
-    ``sources``: folders, files, manifests, list files or URLs. ``recipe``: a name (see :func:`recipes`) or a YAML file; None takes what
-    ``out`` was started with when resuming, else one-gpu or, without a GPU, tiny-cpu. ``size``: tiny | small | base | large | huge |
-    giant. ``settings``: ``["masking.ratio=0.95", ...]``. ``imports``: your own Python files with kinds. ``exclude``: patterns of keys
-    to leave out. The run folder ``out`` gets config.yaml, metrics.jsonl, checkpoints/ and model.safetensors; with several stages, one
-    folder each. Raises ConfigError, DataError, CheckpointError, NonFiniteError.
-    """
-    for path in imports:
-        import_file(path)
-    out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file; give a folder")
-    plan = _recipe(recipe, settings, size, out, resume)
-    book = {s.name: s for s in plan.stages}
-    _check_init(plan)
-    if len(plan.stages) > 1 and int(os.environ.get("RANK", 0)) == 0 and not (resume and (out / "config.yaml").exists()):
-        write_text(out / "config.yaml", to_yaml(plan))
-    last = list(book)[-1]
-    result: Result | None = None
-    for stage in plan.plan():
-        folder = out if len(plan.stages) == 1 else out / stage.name
-        if resume and (folder / "model.safetensors").exists() and len(plan.stages) > 1:
-            continue
-        one = plan.model_copy(update={"stages": (book[stage.name],)})
-        result = _train_stage(stage, book[stage.name], one, sources, folder, out, resume=resume, exclude=exclude, quiet=quiet)
-        if result.signal and stage.name != last:
-            result = replace(result, stopped_by=result.signal)  # also after a stage's last step: the recipe is not done
-        if result.stopped_by:
-            break
-    if result is None:
-        raise CheckpointError(f"all stages in {out} are complete already; choose another --out to start anew")
-    return result
-
-
-def _recipe(recipe: str | Path | None, settings: Sequence[str], size: str | None, out: Path, resume: bool) -> Recipe:
-    """The resolved recipe of a call."""
-    if recipe is None and resume and out.exists():
-        if not (out / "config.yaml").exists():
-            raise CheckpointError(f"{out} holds no config.yaml to continue from; name its --recipe and settings again")
-        return recipe_book.load(out / "config.yaml", settings, size=size)
-    if recipe is None:
-        recipe = "one-gpu" if torch.cuda.is_available() else "tiny-cpu"
-    return recipe_book.load(recipe, settings, size=size)
-
-
-def build(stage: StageSettings) -> Trainable:
-    """The untrained model of a stage; its random weights are a function of ``train.seed`` alone."""
-    masker = cast(Any, stage.masking).build() if stage.masking is not None else None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stage.train.seed)
-        return cast(Any, stage.method).build(masking=masker, frames=stage.data.frames, size=stage.data.hw)
-
-
-def _train_stage(
-    stage: Stage,
-    s: StageSettings,
-    resolved: Recipe,
-    sources: Sources,
-    folder: Path,
-    root: Path,
-    *,
-    resume: bool,
-    exclude: Sequence[str],
-    quiet: bool,
-) -> Result:
-    device = pick_device(s.train.device)
-    model = build(s)
-    _initialise(model, stage, root)
-    with process_group(device) as ranks:
-        speak = ranks.first and not quiet
-        table = open_table(sources, split=s.data.split, labels=s.data.labels, images=s.data.images, exclude=exclude)
-        for note in table.notes if speak else ():
-            _say(note)
-        with _CacheProgress(speak) as progress:
-            feed = VideoFeed(table, s.data, seed=s.train.seed, run_dir=folder, device=str(device), progress=progress)
-        plan = Plan(s.train, len(feed), world=ranks.world, tokens=model.tokens)
-        if speak:
-            _say(_summary(s, model, table, plan, device, ranks.world, folder))
-        if ranks.first and not Checkpoints(folder, 1).all():
-            head = f"# tubelet {version('tubelet')}, torch {torch.__version__}; sources: {_shown(sources)}\n"
-            write_text(folder / "config.yaml", head + to_yaml(resolved))
-        augment = Augment(s.data.augment, classes=len(table.classes))
-        return fit(
-            model,
-            feed,
-            s.train,
-            folder,
-            identity=s.model_dump(mode="json", include={"method", "masking", "data", "train", "init"}),
-            free=FREE_DATA,
-            prepare=lambda batch, at: augment(batch, at.draw),
-            resume=resume,
-            quiet=quiet,
-        )
-
-
-def _check_init(plan: Recipe) -> None:
-    """Whether the modules that stages start from exist and fit, before hours of training are spent on the first. Raises ConfigError."""
-    if not any(s.init for s in plan.stages):
-        return
-    with torch.device("meta"):  # shapes only
-        models = {s.name: build(s) for s in plan.stages}
-    problems = []
-    for stage in plan.stages:
-        for target, origin in stage.init.items():
-            name, _, part = origin.partition(".")
-            where = f"{stage.name}.init: {target}: {origin}"
-            sides = []
-            for owner, module, said in ((stage.name, target, target), (name, part, origin)):
-                if module and module not in dict(models[owner].named_modules()):
-                    known = [n for n, _ in models[owner].named_children()]
-                    problems.append(f"{where}: there is no {said!r}{did_you_mean(module, known)}; stage {owner} has {', '.join(known)}")
-                    continue
-                sides.append({k: tuple(v.shape) for k, v in models[owner].get_submodule(module).state_dict().items()})
-            if len(sides) == 2 and sides[0] != sides[1]:
-                different = sorted({k for k, _ in sides[0].items() ^ sides[1].items()})
-                problems.append(
-                    f"{where}: {target} and {origin} are built differently, first in {different[0]}; give both the same settings"
-                )
-    if problems:
-        raise ConfigError(problems)
-
-
-def _initialise(model: Trainable, stage: Stage, root: Path) -> None:
-    """Start modules from earlier stages: ``{"encoder": "pretrain.encoder"}`` copies that stage's trained ``encoder.*``."""
-    for target, origin in stage.init.items():
-        name, _, part = origin.partition(".")
-        tensors = read_tensors(root / name / "model.safetensors")
-        prefix = f"{part}." if part else ""
-        values = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        try:
-            model.get_submodule(target).load_state_dict(values)
-        except (AttributeError, RuntimeError) as error:
-            raise CheckpointError(f"stage {stage.name}: init {target!r} from {origin!r} does not fit: {error}") from None
-
-
-def _summary(s: StageSettings, model: Trainable, table: Table, plan: Plan, device: torch.device, world: int, out: Path) -> str:
-    """What is about to be trained, in a few aligned lines."""
-    batch = plan.batch(Position())
-    count = sum(p.numel() for p in model.parameters())
-    encoder = sum(p.numel() for n, p in model.named_parameters() if n.startswith(("encoder", "embed")))
-    rate = s.train.lr * (batch / s.train.lr_batch if s.train.lr_batch else 1.0)
-    masking = f"{getattr(s.masking, 'kind', '')} {s.masking.model_dump().get('ratio', '')}" if s.masking is not None else "none"
-    h, w = s.data.hw
-    sampled = f"{s.data.fps:g} fps" if s.data.fps else f"stride {s.data.stride}"
-    rows = [
-        ("method", f"{getattr(s.method, 'kind', '')}, {count / 1e6:.1f} M parameters ({encoder / 1e6:.1f} M encoder), masking {masking}"),
-        ("data", f"{len(table)} items, clips of {s.data.frames}x{h}x{w}, {sampled}, {s.data.clips_per_video} per visit"),
-        ("length", f"{plan.total_steps} steps = {plan.total_samples / plan.epoch_size:.4g} epochs, warm-up {plan.warmup_steps} steps"),
-        ("batch", f"{batch} on {world} x {device}, learning rate {rate:.3g}, {s.train.precision}"),
-        ("out", str(out)),
-    ]
-    return "\n".join(f"{name:>8}  {text}" for name, text in rows)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 (progress of a long call; silent with quiet=True)
-
-
-def _shown(sources: Sources) -> str:
-    return ", ".join(map(str, [sources] if isinstance(sources, str | Path) else sources))
-
-
-class _CacheProgress:
-    """Says what the cache announces, and shows a bar while it fills, on a terminal."""
-
-    def __init__(self, speak: bool) -> None:
-        self.speak = speak
-        self.bar = Progress(TextColumn("caching"), BarColumn(), MofNCompleteColumn(), console=Console(stderr=True), transient=True)
-        self.task = self.bar.add_task("cache", total=None)
-
-    def __enter__(self) -> _CacheProgress:
-        return self
-
-    def __call__(self, done: int, total: int, text: str) -> None:
-        if not self.speak:
-            return
-        if text:
-            _say(text)
-        if self.bar.console.is_terminal:
-            self.bar.start()
-            self.bar.update(self.task, completed=done, total=total)
-
-    def __exit__(self, *exc: object) -> None:
-        self.bar.stop()
 
 
 @dataclass(frozen=True)
@@ -317,12 +104,12 @@ def _weights_file(run: Path, weights: str) -> Path:
         return run / name
     if weights == "ema":
         raise CheckpointError(f"{run} has no {name}: the run is not complete, or train.ema was not set")
-    newest = Checkpoints(run, 1).latest(_say)
+    newest = Checkpoints(run, 1).latest(say)
     if newest is None:
         stages = sorted(p.parent.name for p in run.glob("*/model.safetensors"))
         hint = f"; it holds the stages {', '.join(stages)}: give {run / stages[-1]}" if stages else ""
         raise CheckpointError(f"{run} holds neither model.safetensors nor a checkpoint{hint}")
-    _say(f"{run} is not complete: using {newest.path.name}")
+    say(f"{run} is not complete: using {newest.path.name}")
     return newest.path
 
 
@@ -401,7 +188,7 @@ def _labelled(
     for table, where in ((first, sources), (second, test_sources or sources)):
         if not table.classes:
             raise DataError(
-                f"{_shown(where)}: no labels found; a probe needs a folder per class or a manifest with a label column (data.labels)"
+                f"{shown(where)}: no labels found; a probe needs a folder per class or a manifest with a label column (data.labels)"
             )
     total = len(first) + len(second)
     halves = []

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import tubelet
-from tubelet import api, recipe
+from tubelet import pretraining, recipe
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.train.checkpoint import read_tensors
 
@@ -55,18 +55,18 @@ def stop(monkeypatch: pytest.MonkeyPatch, stage: str, step: int) -> None:
                 os.kill(os.getpid(), signal.SIGTERM)
             return {}
 
-    fit = api.fit
+    fit = pretraining.fit
 
     def stopping(model, feed, train, folder, **more):
         return fit(model, feed, train, folder, hooks=[Stop()] if folder.name == stage else [], **more)
 
-    monkeypatch.setattr(api, "fit", stopping)
+    monkeypatch.setattr(pretraining, "fit", stopping)
 
 
 def test_the_second_stage_starts_from_the_first_ones_encoder(place, tmp_path):
     go(place, tmp_path / "run", "again.train.lr=0", "again.train.steps=1")
     first, second = (read_tensors(tmp_path / "run" / stage / "model.safetensors") for stage in ("pretrain", "again"))
-    untrained = api.build(recipe.load(place / "two.yaml").stages[1]).state_dict()
+    untrained = pretraining.build(recipe.load(place / "two.yaml").stages[1]).state_dict()
     encoder = [k for k in first if k.startswith("encoder.")]
     assert len(encoder) > 10
     assert all(torch.equal(first[k], second[k]) for k in encoder)

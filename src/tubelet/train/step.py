@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -67,7 +68,10 @@ class Stepper:
             runner: nn.Module = _Phase(trainable, name)
             if self.distributed:
                 # Unused parameters are legal (a class token that a loss does not read), so DDP must look for them.
-                runner = DistributedDataParallel(runner, broadcast_buffers=False, find_unused_parameters=True)
+                known = inspect.signature(DistributedDataParallel).parameters
+                sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # renamed in torch 2.13
+                options: dict[str, Any] = {sync: False}
+                runner = DistributedDataParallel(runner, find_unused_parameters=True, **options)
             self.runners[name] = runner
 
     def _only(self, phase: str) -> None:
