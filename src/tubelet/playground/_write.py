@@ -20,7 +20,7 @@ import numpy as np
 from av.error import FFmpegError
 from numpy.typing import NDArray
 
-from tubelet.config import config_class, differences, kinds, parse
+from tubelet.config import config_class, did_you_mean, differences, kinds, parse
 from tubelet.errors import ConfigError, DataError
 from tubelet.playground._scene import Clip, Scene, SceneSettings
 from tubelet.playground._sound import RATE
@@ -46,7 +46,7 @@ def scene_settings(scene: str | SceneSettings = "full", **settings: Any) -> Scen
         return parse(type(scene), {**scene.model_dump(), **given}, "playground") if given else scene
     known = scene_kinds()
     if scene not in known:
-        raise ConfigError(f"unknown scene {scene!r}; there are {', '.join(known)}", where="playground")
+        raise ConfigError(f"unknown scene {scene!r}{did_you_mean(scene, known)}; there are {', '.join(known)}", where="playground")
     cls = config_class(_FAMILY, scene)
     assert issubclass(cls, SceneSettings)
     return parse(cls, given, "playground")
