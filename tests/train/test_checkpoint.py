@@ -107,7 +107,9 @@ class Evil:
         return (Path("/tmp/tubelet-was-here").touch, ())
 
 
-@pytest.mark.parametrize("content", [pickle.dumps(Evil()), b"", b"not a checkpoint", os.urandom(64)])
+@pytest.mark.parametrize(
+    "content", [pickle.dumps(Evil()), b"", b"not a checkpoint", bytes(range(64))], ids=["pickle", "empty", "text", "noise"]
+)
 def test_foreign_files_are_refused_and_nothing_runs(tmp_path, content):
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
