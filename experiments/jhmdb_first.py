@@ -14,6 +14,8 @@ import json
 from pathlib import Path
 
 import tubelet
+from tubelet.tasks.knn import score_knn
+from tubelet.tasks.probe import score_probe
 
 
 def main() -> None:
@@ -26,14 +28,18 @@ def main() -> None:
     trained, control = tubelet.load(args.run), tubelet.load(args.run, random=True)
     print("| protocol | pre-trained | random weights | difference | n |\n|---|---|---|---|---|")
     kept = {}
-    for protocol, pool in (("knn", "mean"), ("knn", "slots"), ("probe", "mean"), ("probe", "slots")):
-        ask = tubelet.knn if protocol == "knn" else tubelet.probe
-        a, b = (ask(model, args.data, pool=pool, settings=["views.clips=2"]) for model in (trained, control))
-        gap = a.compare(b)
-        scores = " | ".join(f"{100 * s.value:.1f} % [{100 * s.low:.1f}, {100 * s.high:.1f}]" for s in (a, b))
-        paired = f"{100 * gap.difference:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}], p = {gap.p:.2g}"
-        print(f"| {protocol}, {pool} | {scores} | {paired} | {a.n_scored} / {a.n_total} |", flush=True)
-        kept[f"{protocol}-{pool}"] = {"trained": a.as_dict(), "random": b.as_dict()}
+    for pool in ("mean", "slots"):
+        vectors = [
+            [tubelet.embed(model, args.data, pool=pool, split=split, settings=["views.clips=2"]) for split in ("train", "test")]
+            for model in (trained, control)
+        ]
+        for name, score in (("knn", score_knn), ("linear probe", score_probe)):
+            a, b = (score(*pair) for pair in vectors)
+            gap = a.compare(b)
+            scores = " | ".join(f"{100 * s.value:.1f} % [{100 * s.low:.1f}, {100 * s.high:.1f}]" for s in (a, b))
+            paired = f"{100 * gap.difference:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}], p = {gap.p:.2g}"
+            print(f"| {name}, {pool} | {scores} | {paired} | {a.n_scored} / {a.n_total} |", flush=True)
+            kept[f"{name}, {pool}"] = {"trained": a.as_dict(), "random": b.as_dict()}
     if args.json:
         args.json.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 

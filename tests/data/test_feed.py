@@ -346,7 +346,10 @@ def test_forking_after_decoding_in_the_same_process_works(numbered_set: Path) ->
     read_frames(str(numbered_set / "a/0.mp4"))
     table = open_table(numbered_set)
     assert same(take(VideoFeed(table, BASE, seed=5), range(8)), take(VideoFeed(table, settings(workers=1), seed=5), range(8)))
-    assert threading.active_count() == before
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.05)  # a queue's thread may still be on its way out
+    assert threading.active_count() <= before
 
 
 def test_empty_table_is_refused(numbered_set: Path) -> None:
