@@ -30,7 +30,7 @@ def trained() -> tuple[VideoMAE, dict[str, float], list[dict[str, float]]]:
 
 
 def test_a_probe_per_time_slot_beats_random_weights(trained):
-    """At least .04 above the random-weight probe after 1,500 steps, on 1,600 test clips, one seed."""
+    """At least .04 above the random-weight probe after 1,500 steps, on 1,600 test clips, for this seed (not for every one: see below)."""
     net, before, rows = trained
     after = probe(net)
     assert after["slots"] - before["slots"] >= 0.04, (before, after)
@@ -57,8 +57,9 @@ def test_hidden_pixels_are_predicted_from_what_is_seen(trained):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
+@pytest.mark.xfail(strict=True, reason="measured: three of five seeds gain, two lose, mean -.02; see docs/results.md")
 def test_five_seeds():
-    """The mean over five seeds; single ones scatter by some hundredths."""
+    """The mean over five seeds."""
     gains = [gain(seed, STEPS)[0] for seed in range(5)]
     assert sum(gains) / 5 >= 0.04, gains
 
