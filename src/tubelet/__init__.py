@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any
 from tubelet.errors import CheckpointError, ConfigError, DataError, DecodeError, NonFiniteError, TubeletError
 
 if TYPE_CHECKING:
-    from tubelet.api import Loaded, embed, knn, load, make_playground, probe, recipes, show_recipe
+    from tubelet.api import Loaded, embed, knn, load, make_playground, pretrain, probe, recipes, show_recipe
     from tubelet.first_run import demo
-    from tubelet.pretraining import pretrain
 
 __version__ = "0.1.0"
 
 _WHERE = {
-    "tubelet.api": ("Loaded", "embed", "knn", "load", "make_playground", "probe", "recipes", "show_recipe"),
-    "tubelet.pretraining": ("pretrain",),
+    "tubelet.api": ("Loaded", "embed", "knn", "load", "make_playground", "pretrain", "probe", "recipes", "show_recipe"),
     "tubelet.first_run": ("demo",),
 }
 

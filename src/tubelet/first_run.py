@@ -17,7 +17,6 @@ from tubelet.data.evaluation import EvalFeed
 from tubelet.data.source import open_table_for
 from tubelet.errors import DataError
 from tubelet.methods.videomae import VideoMAE
-from tubelet.pretraining import pretrain
 from tubelet.train.checkpoint import write_text
 from tubelet.viz.curves import run_curves
 from tubelet.viz.pictures import figure, sheet
@@ -52,7 +51,7 @@ def demo(out: str | Path = "tubelet-demo", *, quick: bool = False) -> Path:
     run = out / "run"
     complete = (run / "model.safetensors").exists()
     if not complete:
-        result = pretrain(manifest, out=run, recipe="demo", settings=[f"steps={size.steps}"], resume=(run / "checkpoints").exists())
+        result = api.pretrain(manifest, out=run, recipe="demo", settings=[f"steps={size.steps}"], resume=(run / "checkpoints").exists())
         if result.stopped_by:
             _say(f"stopped at step {result.step}; call the demo again to go on")
             raise SystemExit(128 + signal.Signals[result.stopped_by])

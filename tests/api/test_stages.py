@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import tubelet
-from tubelet import pretraining, recipe
+from tubelet import recipe
+from tubelet.api import pretraining
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.train.checkpoint import read_tensors
 

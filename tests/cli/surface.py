@@ -11,7 +11,8 @@ from typing import Any
 
 import typer
 
-from tubelet.cli.commands import app
+from tubelet.cli import commands as _registered  # noqa: F401
+from tubelet.cli.app import app
 
 
 def commands(command: Any = None, path: tuple[str, ...] = ("tubelet",)) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -14,8 +14,9 @@ def run(args: Sequence[str]) -> int:
     """Run one command line and return its exit code; every error is reported, none is raised."""
     import typer
 
+    from tubelet.cli import commands as commands  # they join the app
     from tubelet.cli import faults
-    from tubelet.cli.commands import app
+    from tubelet.cli.app import app
 
     try:
         command = typer.main.get_command(app)
@@ -39,7 +40,8 @@ def run(args: Sequence[str]) -> int:
 def main() -> NoReturn:
     """Entry point of the ``tubelet`` command."""
     if "_TUBELET_COMPLETE" in os.environ:  # the shell asks for completions
-        from tubelet.cli.commands import app
+        from tubelet.cli import commands as commands
+        from tubelet.cli.app import app
 
         app(prog_name="tubelet")
     sys.exit(run(sys.argv[1:]))

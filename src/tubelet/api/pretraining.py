@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from tubelet import recipe as recipe_book
+from tubelet.api._common import CacheProgress, Sources, build, say, shown
 from tubelet.config import did_you_mean, import_file, to_yaml
 from tubelet.core import Stage, Trainable
 from tubelet.data.augment import Augment
@@ -27,8 +24,6 @@ from tubelet.train.checkpoint import Checkpoints, read_tensors, write_text
 from tubelet.train.distributed import pick_device, process_group
 from tubelet.train.loop import Result, fit
 from tubelet.train.plan import Plan, Position
-
-Sources = str | Path | Sequence[str | Path]
 
 # Where data may change between a run's start and its continuation without changing which numbers it computes.
 FREE_DATA = ("data.workers", "data.prefetch", "data.decode_timeout", "data.max_bad_rate")
@@ -90,14 +85,6 @@ def _recipe(recipe: str | Path | None, settings: Sequence[str], size: str | None
     if recipe is None:
         recipe = "one-gpu" if torch.cuda.is_available() else "tiny-cpu"
     return recipe_book.load(recipe, settings, size=size)
-
-
-def build(stage: StageSettings) -> Trainable:
-    """The untrained model of a stage; its random weights are a function of ``train.seed`` alone."""
-    masker = cast(Any, stage.masking).build() if stage.masking is not None else None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stage.train.seed)
-        return cast(Any, stage.method).build(masking=masker, frames=stage.data.frames, size=stage.data.hw)
 
 
 def _train_stage(
@@ -199,36 +186,3 @@ def _summary(s: StageSettings, model: Trainable, table: Table, plan: Plan, devic
         ("out", str(out)),
     ]
     return "\n".join(f"{name:>8}  {text}" for name, text in rows)
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 (progress of a long call; silent with quiet=True)
-
-
-def shown(sources: Sources) -> str:
-    return ", ".join(map(str, [sources] if isinstance(sources, str | Path) else sources))
-
-
-class CacheProgress:
-    """Says what the cache announces, and shows a bar while it fills, on a terminal."""
-
-    def __init__(self, speak: bool) -> None:
-        self.speak = speak
-        self.bar = Progress(TextColumn("caching"), BarColumn(), MofNCompleteColumn(), console=Console(stderr=True), transient=True)
-        self.task = self.bar.add_task("cache", total=None)
-
-    def __enter__(self) -> CacheProgress:
-        return self
-
-    def __call__(self, done: int, total: int, text: str) -> None:
-        if not self.speak:
-            return
-        if text:
-            say(text)
-        if self.bar.console.is_terminal:
-            self.bar.start()
-            self.bar.update(self.task, completed=done, total=total)
-
-    def __exit__(self, *exc: object) -> None:
-        if self.bar.live.is_started:
-            self.bar.stop()

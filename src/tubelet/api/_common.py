@@ -1,0 +1,58 @@
+"""What several public functions share: models from settings, words on stderr, a bar for the cache."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from tubelet.core import Trainable
+from tubelet.recipe import StageSettings
+
+Sources = str | Path | Sequence[str | Path]
+
+
+def build(stage: StageSettings) -> Trainable:
+    """The untrained model of a stage; its random weights are a function of ``train.seed`` alone."""
+    masker = cast(Any, stage.masking).build() if stage.masking is not None else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stage.train.seed)
+        return cast(Any, stage.method).build(masking=masker, frames=stage.data.frames, size=stage.data.hw)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 (progress of a long call; silent with quiet=True)
+
+
+def shown(sources: Sources) -> str:
+    return ", ".join(map(str, [sources] if isinstance(sources, str | Path) else sources))
+
+
+class CacheProgress:
+    """Says what the cache announces, and shows a bar while it fills, on a terminal."""
+
+    def __init__(self, speak: bool) -> None:
+        self.speak = speak
+        self.bar = Progress(TextColumn("caching"), BarColumn(), MofNCompleteColumn(), console=Console(stderr=True), transient=True)
+        self.task = self.bar.add_task("cache", total=None)
+
+    def __enter__(self) -> CacheProgress:
+        return self
+
+    def __call__(self, done: int, total: int, text: str) -> None:
+        if not self.speak:
+            return
+        if text:
+            say(text)
+        if self.bar.console.is_terminal:
+            self.bar.start()
+            self.bar.update(self.task, completed=done, total=total)
+
+    def __exit__(self, *exc: object) -> None:
+        if self.bar.live.is_started:
+            self.bar.stop()

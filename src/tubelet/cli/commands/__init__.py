@@ -1,0 +1,8 @@
+"""The commands, in the order in which the help lists them. Each one calls one public function and prints what it returned."""
+
+# isort: off
+from tubelet.cli.commands import pretrain as pretrain
+from tubelet.cli.commands import features as features
+from tubelet.cli.commands import playground as playground
+from tubelet.cli.commands import listing as listing
+# isort: on
