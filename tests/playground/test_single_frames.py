@@ -15,7 +15,7 @@ N_TRAIN, N_TEST = 1600, 800
 @pytest.fixture(scope="module")
 def clips():
     """Frames, labels of all classes in the easy scene: what a classifier would get."""
-    scene = pg.build("easy", motions=20, size=16)
+    scene = pg.build("easy", motions=20, size=16, edges="wrap")
     frames, labels = scene.render_batch(0, range(N_TRAIN + N_TEST))
     return frames, labels
 
@@ -41,7 +41,7 @@ def at_chance(accuracy: float, classes: int, tests: int) -> bool:
 @pytest.mark.parametrize("scene", ["easy", "full"])
 def test_state_is_uniform_at_every_time_for_every_class(scene):
     """Position on the torus, angle and size phase: histograms of 16 bins by class and frame against the uniform law."""
-    world = pg.build(scene, motions=20, size=64, frames=8)
+    world = pg.build(scene, motions=20, size=64, frames=8, **({"edges": "wrap"} if scene == "easy" else {}))
     many = 4000
     for name in world.motions:
         dice = Dice(5, np.arange(many), f"test/{name}/")
@@ -98,8 +98,9 @@ def torus_steps(masks: np.ndarray) -> np.ndarray:
     return (np.diff(angles, axis=0) + np.pi) % (2 * np.pi) * size / (2 * np.pi) - size / 2
 
 
-def test_centroid_displacement_tells_the_directions():
-    world = pg.build("easy")
+@pytest.mark.parametrize("edges", ["stay", "wrap"])
+def test_centroid_displacement_tells_the_directions(edges):
+    world = pg.build("easy", edges=edges)
     compass = np.array([[-1, 0], [1, 0], [0, -1], [0, 1], [-1, -1], [1, 1], [1, -1], [-1, 1]], float)
     compass /= np.linalg.norm(compass, axis=1, keepdims=True)
     clips = [world.render(9, i) for i in range(160)]
@@ -116,10 +117,11 @@ def test_sense_of_turning_tells_circles():
         assert (sense > 0) == (clip.motion == "circle_clockwise")
 
 
+@pytest.mark.parametrize("edges", ["stay", "wrap"])
 @pytest.mark.parametrize("name", ["left", "up_left", "circle_clockwise", "spin_clockwise", "grow", "speed_up"])
-def test_a_class_and_its_reverse_differ_in_the_order_of_frames_only(name):
+def test_a_class_and_its_reverse_differ_in_the_order_of_frames_only(name, edges):
     """Mean, least and greatest of the frames do not know their order: at chance between a class and its reverse."""
-    world = pg.build("easy", motions=(name, BY_NAME[name].backwards), size=16)
+    world = pg.build("easy", motions=(name, BY_NAME[name].backwards), size=16, edges=edges)
     frames, labels = world.render_batch(2, range(900))
     x = np.concatenate([frames.mean(1), frames.min(1), frames.max(1)], -1)
     assert at_chance(ridge_accuracy(x, labels, 600), 2, 300)
@@ -131,3 +133,24 @@ def test_order_free_statistics_do_tell_classes_that_are_no_pair():
     frames, labels = world.render_batch(2, range(900))
     spread = [frames.astype(np.float32).mean(axis).std(1).mean((1, 2)) for axis in (2, 3)]
     assert ridge_accuracy(np.stack(spread, 1), labels, 600) > 0.8
+
+
+def test_objects_that_stay_are_whole_in_every_frame():
+    """Of all classes: the painted area never touches the frame's sides, and no centre crosses them."""
+    world = pg.build("easy", motions=20)
+    for index in range(200):
+        clip = world.render(4, index)
+        sides = [clip.masks[:, 0], clip.masks[:, -1], clip.masks[:, :, 0], clip.masks[:, :, -1]]
+        assert clip.masks.any((1, 2)).all(), index
+        assert not any(side.any() for side in sides), (index, clip.motion)
+        assert "cross" not in [event.kind for event in clip.events]
+
+
+def test_one_frame_of_objects_that_stay_says_a_little():
+    """The price of staying: the first frame is above chance (1/8), and far below the eight frames' centroids (above .97)."""
+    frames, labels = pg.build("easy").render_batch(0, range(N_TRAIN + N_TEST))
+    grey = np.abs(frames[:, 0].astype(np.float32) - np.median(frames[:, 0], axis=(1, 2), keepdims=True)).mean(-1)
+    where = np.stack([grey.mean(1), grey.mean(2)], 1)
+    accuracy = ridge_accuracy(where, labels, N_TRAIN)
+    assert not at_chance(accuracy, 8, N_TEST)
+    assert accuracy < 0.45

@@ -18,7 +18,12 @@ TONES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] 
     "mist": ((0.94, 0.96, 0.98), (0.83, 0.88, 0.92)),
     "lilac": ((0.96, 0.94, 0.99), (0.88, 0.85, 0.95)),
     "mint": ((0.94, 0.99, 0.96), (0.83, 0.93, 0.88)),
+    "slate": ((0.42, 0.44, 0.50), (0.50, 0.52, 0.58)),
+    "stone": ((0.45, 0.45, 0.45), (0.55, 0.55, 0.55)),
+    "heather": ((0.48, 0.42, 0.47), (0.56, 0.50, 0.56)),
+    "moss": ((0.42, 0.48, 0.45), (0.50, 0.56, 0.53)),
 }
+DARK_AND_LIGHT, MIDDLE = tuple(TONES)[:8], tuple(TONES)[8:]
 PATTERNS: tuple[str, ...] = ("smooth", "clouds", "stripes", "checks", "dots")
 _WAVES = 3
 
@@ -41,8 +46,8 @@ class Ground:
         return bool(self.vx.any() or self.vy.any())
 
 
-def draw_ground(dice: Dice, *, pattern: Ints, drift: Floats, short: int, frames: int, tones: int = len(TONES)) -> Ground:
-    """Planes for the clips of the dice. ``drift`` (B,): way during the clip in shorter sides, 0 is at rest. ``tones``: how many."""
+def draw_ground(dice: Dice, *, pattern: Ints, drift: Floats, short: int, frames: int, tones: tuple[str, ...]) -> Ground:
+    """Planes for the clips of the dice. ``drift`` (B,): way during the clip in shorter sides, 0 is at rest. ``tones``: names in TONES."""
     full = (0.0, 2 * math.pi)
     drawn = dice.table(
         "ground",
@@ -53,7 +58,7 @@ def draw_ground(dice: Dice, *, pattern: Ints, drift: Floats, short: int, frames:
         phase2=full,
         wide=(1.4, 2.2),
         length=(0.24, 0.40),
-        tone=(0, tones),
+        tone=(0, len(tones)),
     )
     smooth, clouds = (pattern == PATTERNS.index(name) for name in ("smooth", "clouds"))
     # The second wave stands square to the first (checks, dots); clouds take three of different lengths.
@@ -62,7 +67,7 @@ def draw_ground(dice: Dice, *, pattern: Ints, drift: Floats, short: int, frames:
     k = 2 * math.pi * factor / (np.where(smooth, drawn["wide"], drawn["length"]) * short)[:, None]
     speed = drift * short / frames
     return Ground(
-        tone=drawn["tone"].astype(np.int64),
+        tone=np.array([list(TONES).index(t) for t in tones])[drawn["tone"].astype(np.int64)],
         pattern=pattern,
         kx=k * np.cos(angles),
         ky=k * np.sin(angles),

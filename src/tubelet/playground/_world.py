@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tubelet.playground._draw import Bools, Bytes, Dice, Floats, Ints
 from tubelet.playground._ground import Ground, paint_ground
 from tubelet.playground._motions import Gait, Ranges, Span, beats, paths
-from tubelet.playground._shapes import COLOURS, SHAPES, TEXTURES, Stamp, paint_stamp, stamp
+from tubelet.playground._shapes import COLOURS, EXTENT, SHAPES, TEXTURES, Stamp, paint_stamp, stamp
 
 SIZE_RATIO = 2.0  # largest to smallest radius of one body
 _COLOURS = np.array(list(COLOURS.values()), np.float32)
@@ -69,8 +69,10 @@ def draw_body(
     frames: int,
     height: int,
     width: int,
+    inside: bool = False,
 ) -> Body:
-    """One body for each clip of the dice. ``radius``: middle radius in shorter sides."""
+    """One body for each clip of the dice. ``radius``: middle radius in shorter sides. ``inside``: it starts where its whole way stays in
+    the frame; else anywhere, and it wraps around the sides."""
     short = min(height, width)
     gait = Gait.draw(dice, ranges, frames)
     dx, dy, turn, laps = paths(motion, gait)
@@ -85,6 +87,9 @@ def draw_body(
         texture=(0, len(textures)),
     )
     size, phase = drawn["size"], drawn["lap"][:, None] + laps
+    spread = short * size[:, None] * SIZE_RATIO ** (phase - np.floor(phase) - 0.5)
+    start, way = np.stack([drawn["x"], drawn["y"]])[..., None], np.stack([dx, dy]) * short
+    x, y = _kept_inside(start, way, np.array([width, height], float)[:, None, None], spread) if inside else start + way
     names = list(SHAPES)
     return Body(
         motion=motion,
@@ -94,12 +99,21 @@ def draw_body(
         size=size,
         present=present,
         gait=gait,
-        x=drawn["x"][:, None] + dx * short,
-        y=drawn["y"][:, None] + dy * short,
-        radius=short * size[:, None] * SIZE_RATIO ** (phase - np.floor(phase) - 0.5),
+        x=x,
+        y=y,
+        radius=spread,
         angle=drawn["angle"][:, None] + turn,
         phase=phase,
     )
+
+
+def _kept_inside(start: Floats, way: Floats, side: Floats, radius: Floats) -> Floats:
+    """Where bodies are (2, B, T) when every frame shows them whole: ``start`` (2, B, 1) uniform over the frame becomes uniform over the
+    places that allow it, and a ``way`` (2, B, T) longer than the frame allows is shortened. ``side`` (2, 1, 1) pixels."""
+    room = EXTENT * radius.max(1, keepdims=True) + 1  # a pixel's centre is at its number, and a smooth edge reaches half a pixel farther
+    free = side - 1 - 2 * room
+    way = way * np.minimum(1, free / np.maximum(np.ptp(way, 2, keepdims=True), 1e-9)).min(0)
+    return room - way.min(2, keepdims=True) + start / side * (free - np.ptp(way, 2, keepdims=True)) + way
 
 
 def _stamp(world: World, body: Body, rows: Ints, shape: int) -> Stamp:

@@ -28,7 +28,7 @@ from tubelet.playground.verify import verify_clip
 
 _FAMILY = "tubelet.playground"
 MARKER = "playground.json"
-_FORMAT = 1  # of the folder and of what is drawn: raise it when clips of a seed change
+_FORMAT = 2  # of the folder and of what is drawn: raise it when clips of a seed change
 _COLUMNS = ("path", "label", "caption", "start", "end", "split", "scene", "seed", "index", "truth")
 # mbtree=0: with it x264 (AVX-512) gives files that differ by chance from run to run, measured on frames of 48 and 64 pixels.
 _TUNING = {

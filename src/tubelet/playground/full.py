@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from tubelet.playground._draw import Dice, Ints
-from tubelet.playground._ground import PATTERNS, draw_ground
+from tubelet.playground._ground import DARK_AND_LIGHT, PATTERNS, draw_ground
 from tubelet.playground._motions import BY_NAME, MOTIONS, Ranges
 from tubelet.playground._scene import Fps, Frames, Motions, Scene, SceneSettings, Size
 from tubelet.playground._shapes import COLOURS, SHAPES, TEXTURES
@@ -64,6 +64,7 @@ class Full(Scene):
             drift=np.where(moving, look["drift"], 0.0),
             short=min(self.height, self.width),
             frames=self.frames,
+            tones=DARK_AND_LIGHT,
         )
         bodies = []
         for i in range(self._objects):
@@ -78,6 +79,7 @@ class Full(Scene):
                     textures=TEXTURES,
                     radius=MAIN_RADIUS if i == 0 else OTHER_RADIUS,
                     ranges=RANGES,
+                    inside=False,
                     **shape,
                 )
             )
