@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from tubelet.config import parse
 from tubelet.core import Batch, CounterDraw, FixedDraw, Stream
-from tubelet.data.augment import Augment, beta, soft_targets
-from tubelet.data.settings import AugmentSettings
+from tubelet.data.augment import Augment, beta, partners, soft_targets
+from tubelet.data.loader import VideoFeed
+from tubelet.data.settings import AugmentSettings, DataSettings
+from tubelet.data.source import open_table
 from tubelet.errors import ConfigError
 
 B, T, H, W = 8, 4, 16, 24
@@ -23,9 +29,13 @@ def batch(samples: list[int] | None = None) -> Batch:
     return Batch({"video": Stream(pixels, crop=crop)}, {"class": sample % 3}, sample)
 
 
-def run(settings: AugmentSettings, data: Batch, classes: int = 0, **fixed: torch.Tensor) -> Batch:
-    draw = FixedDraw(CounterDraw(7, data.sample), {f"augment/{k}": v for k, v in fixed.items()})
-    return Augment(settings, classes=classes)(data, draw)
+def run(settings: AugmentSettings, data: Batch, classes: int = 0, copies: int = 1, **fixed: torch.Tensor) -> Batch:
+    draw = FixedDraw(CounterDraw(7, data.sample, 11), {f"augment/{k}": v for k, v in fixed.items()})
+    return Augment(settings, classes=classes, copies=copies)(data, draw)
+
+
+def pixels(data: Batch) -> torch.Tensor:
+    return data.stream("video").data
 
 
 def test_nothing_is_done_by_default() -> None:
@@ -50,7 +60,7 @@ def test_flip_is_per_sample_and_moves_the_affine() -> None:
 
 
 def test_every_sample_gets_the_same_whatever_its_batch() -> None:
-    settings = AugmentSettings(flip=0.5, brightness=0.4, contrast=0.4, saturation=0.4, erase=0.5)
+    settings = AugmentSettings(flip=0.5, rand="rand-m7-n4-mstd0.5-inc1", brightness=0.4, contrast=0.4, saturation=0.4, erase=0.5)
     together, alone = run(settings, batch()).stream("video").data, run(settings, batch([5])).stream("video").data
     assert torch.equal(together[5], alone[0])
     assert not torch.equal(together, run(AugmentSettings(), batch()).stream("video").data.float() / 255)
@@ -88,7 +98,7 @@ def test_erasing_takes_one_box_in_all_frames() -> None:
 def test_mixing_keeps_pixels_and_targets_in_step(kind: str) -> None:
     data = batch()
     before = data.stream("video").data.float() / 255
-    out = run(AugmentSettings.model_validate({kind: 1.0, "smoothing": 0.1}), data, classes=3)
+    out = run(AugmentSettings.model_validate({kind: 1.0, "smoothing": 0.1}), data, classes=3, copies=B // 2)
     target, labels = out.labels["target"], data.labels["class"]
     assert isinstance(target, torch.Tensor)
     assert isinstance(labels, torch.Tensor)
@@ -113,8 +123,41 @@ def test_switch_chooses_between_mixup_and_cutmix() -> None:
     both = AugmentSettings(mixup=0.8, cutmix=1.0, switch=0.5)
     cut = run(both, data, classes=3, switch=torch.tensor(0.1)).stream("video").data
     mixed = run(both, data, classes=3, switch=torch.tensor(0.9)).stream("video").data
-    assert ((cut == before) | (cut == before.flip(0))).all()
-    assert not ((mixed == before) | (mixed == before.flip(0))).all()
+    other = before[partners(B, 2, before.device)]
+    assert ((cut == before) | (cut == other)).all()
+    assert not ((mixed == before) | (mixed == other)).all()
+
+
+@pytest.mark.parametrize(
+    ("n", "copies", "expected"),
+    [
+        (4, 1, [1, 0, 3, 2]),
+        (5, 1, [1, 0, 3, 2, 4]),
+        (8, 2, [3, 2, 1, 0, 7, 6, 5, 4]),
+        (6, 2, [3, 2, 1, 0, 5, 4]),
+    ],
+)
+def test_a_sample_is_mixed_with_another_video(n: int, copies: int, expected: list[int]) -> None:
+    assert partners(n, 2 * copies, torch.device("cpu")).tolist() == expected
+    video = [i // copies for i in range(n)]
+    assert all(video[i] != video[p] for i, p in enumerate(expected) if i < n // (2 * copies) * 2 * copies)
+
+
+@pytest.mark.parametrize("cuts", [(0, 4, 8), (0, 4, 12, 16), (0, 16)])
+def test_a_step_may_be_cut_between_groups(cuts: tuple[int, ...]) -> None:
+    """Micro-batches and ranks see the same clips and targets as one large batch."""
+    everything = AugmentSettings(flip=0.5, rand="rand-m7-n4-mstd0.5-inc1", erase=0.25, mixup=0.8, cutmix=1.0, smoothing=0.1)
+    whole = run(everything, batch(list(range(cuts[-1]))), classes=3, copies=2)
+    parts = [run(everything, batch(list(range(a, b))), classes=3, copies=2) for a, b in itertools.pairwise(cuts)]
+    assert torch.equal(torch.cat([pixels(p) for p in parts]), pixels(whole))
+    assert torch.equal(torch.cat([p.labels["target"] for p in parts]), whole.labels["target"])  # type: ignore[arg-type]  # tensors
+
+
+def test_choices_may_come_from_the_host() -> None:
+    data, augment = batch(), Augment(AugmentSettings(rand="rand-m9-n2", flip=0.5))
+    draw = CounterDraw(7, data.sample, 11)
+    assert torch.equal(pixels(augment(data, draw, host=CounterDraw(7, data.sample, 11))), pixels(augment(data, draw)))
+    assert not torch.equal(pixels(augment(data, draw, host=CounterDraw(8, data.sample, 11))), pixels(augment(data, draw)))
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0, 2.0])
@@ -134,3 +177,22 @@ def test_mixing_without_labels_is_refused() -> None:
     unlabelled = Batch(batch().streams, {}, torch.arange(B))
     with pytest.raises(ConfigError, match="this batch has none"):
         run(AugmentSettings(smoothing=0.1), unlabelled, classes=3)
+
+
+@pytest.mark.parametrize("sampling", ["window", "dense", "tsn"])
+def test_repeats_are_copies_of_one_clip_with_crops_of_their_own(numbered_set: Path, sampling: str) -> None:
+    chosen = {"frames": 4, "stride": 2, "size": 24, "workers": 0, "decoder": "pyav", "crop": "random_resized", "sampling": sampling}
+    table = open_table(numbered_set)
+    with VideoFeed(table, parse(DataSettings, {**chosen, "repeats": 2, "clips_per_video": 2}), seed=3) as feed:
+        assert len(feed) == 4 * len(table)
+        (batch,) = feed.batches([range(32)])
+        cut = list(feed.batches([range(7), range(7, 32)]))
+    video = batch.stream("video")
+    assert video.time is not None
+    assert video.crop is not None
+    assert torch.equal(video.time[0::2], video.time[1::2]), "two copies show the same frames"
+    assert not (video.crop[0::2] == video.crop[1::2]).flatten(1).all(1).any(), "each copy is cropped for itself"
+    assert len(set(batch.key)) == len(table), "one epoch shows every video"
+    assert all(len(set(batch.key[i : i + 4])) == 1 for i in range(0, 32, 4)), "a visit's clips and their copies follow each other"
+    assert not all(torch.equal(video.time[i], video.time[i + 2]) for i in range(0, 32, 4)), "clips of a visit are moments of their own"
+    assert torch.equal(torch.cat([b.stream("video").data for b in cut]), video.data), "a copy is the same where its twin is elsewhere"

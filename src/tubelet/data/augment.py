@@ -3,38 +3,48 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from tubelet.core import Batch, Draw, Stream
-from tubelet.data.settings import AugmentSettings
+from tubelet.data.randaugment import choose, rand_augment
+from tubelet.data.settings import AugmentSettings, rand_policy
 from tubelet.errors import ConfigError
 
 _GREY = (0.299, 0.587, 0.114)  # luma weights of ITU-R BT.601
 
 
 class Augment:
-    """Flip, colour, erasing per sample, then mixup or cutmix and soft targets, all drawn by name (``augment/...``).
+    """Flip, RandAugment, colour, erasing per sample, then mixup or cutmix and soft targets, all drawn by name (``augment/...``).
 
-    ``classes``: number of classes for soft targets. Pixels stay uint8 where only flip is on, else they become float in [0, 1].
-    With mixup, cutmix or smoothing ``labels["target"]`` is (B, classes) float32; ``labels["class"]`` stays as it was.
+    ``classes``: number of classes for soft targets. ``copies``: neighbouring samples that show one video, which are not mixed with each
+    other. Pixels stay uint8 where only flip is on, else they become float in [0, 1]. With mixup, cutmix or smoothing
+    ``labels["target"]`` is (B, classes) float32; ``labels["class"]`` stays as it was.
     Raises ConfigError where soft targets are asked for without classes.
     """
 
-    def __init__(self, settings: AugmentSettings, *, classes: int = 0) -> None:
+    def __init__(self, settings: AugmentSettings, *, classes: int = 0, copies: int = 1) -> None:
         if settings.mixes and classes < 2:
             raise ConfigError("augment: mixup, cutmix and smoothing need class labels, and this data has none; set them to 0")
         self.settings, self.classes = settings, classes
+        self.group = 2 * copies
+        self.policy = rand_policy(settings.rand) if settings.rand is not None else None
 
-    def __call__(self, batch: Batch, draw: Draw, stream: str = "video") -> Batch:
-        """``draw`` must be bound to the batch's samples."""
+    def __call__(self, batch: Batch, draw: Draw, stream: str = "video", *, host: Draw | None = None) -> Batch:
+        """``draw`` must be bound to the batch's samples. ``host``: the same bound to them on the CPU; without it RandAugment's choices are
+        read back from the device, which waits for it. What a sample becomes depends on its ``group`` neighbours alone: batches that are cut
+        between groups hold the same clips as one large batch."""
         s, video, draw = self.settings, batch.stream(stream), draw.child("augment")
         if s.flip:
             video = flip(video, draw.uniform("flip") < s.flip)
         colour = s.brightness or s.contrast or s.saturation
-        if colour or s.erase or s.mixup or s.cutmix:
+        if self.policy or colour or s.erase or s.mixup or s.cutmix:
             video = replace(video, data=as_float(video.data))
+        if self.policy:
+            turns = choose(self.policy, (host.child("augment") if host is not None else draw).child("rand"))
+            video = replace(video, data=rand_augment(video.data, turns))
         if colour:
             video = replace(video, data=jitter(video.data, s, draw))
         if s.erase:
@@ -46,9 +56,10 @@ class Augment:
             raise ConfigError("augment: mixup, cutmix and smoothing need class labels, and this batch has none; set them to 0")
         target = soft_targets(label, self.classes, s.smoothing)
         if s.mixup or s.cutmix:
-            data, share = mix(video.data, s, draw)
+            partner = partners(len(batch), self.group, video.data.device)
+            data, share = mix(video.data, video.data[partner], s, draw)
             video = replace(video, data=data)
-            target = share * target + (1 - share) * target.flip(0)
+            target = share * target + (1 - share) * target[partner]
         return replace(batch.with_stream(stream, video), labels={**batch.labels, "target": target})
 
 
@@ -108,8 +119,15 @@ def soft_targets(label: Tensor, classes: int, smoothing: float) -> Tensor:
     return torch.nn.functional.one_hot(label, classes).float() * (1 - smoothing) + smoothing / classes
 
 
-def mix(x: Tensor, s: AugmentSettings, draw: Draw) -> tuple[Tensor, Tensor]:
-    """The batch mixed with itself in reverse order by one draw for all (mixup: Zhang et al. 2018; cutmix: Yun et al. 2019).
+@lru_cache(maxsize=64)
+def partners(n: int, group: int, device: torch.device) -> Tensor:
+    """(n,) int64: with whom each sample is mixed, the one at the mirrored place of its ``group``. A rest is a group of its own."""
+    mirrored = [min(start + group, n) - 1 - i for start in range(0, n, group) for i in range(min(group, n - start))]
+    return torch.tensor(mirrored).to(device)
+
+
+def mix(x: Tensor, other: Tensor, s: AugmentSettings, draw: Draw) -> tuple[Tensor, Tensor]:
+    """The batch mixed with its partners by one draw for all (mixup: Zhang et al. 2018; cutmix: Yun et al. 2019).
 
     Returns the pixels and the share (scalar) that each sample keeps of itself; cutmix's is counted from the box.
     """
@@ -122,7 +140,6 @@ def mix(x: Tensor, s: AugmentSettings, draw: Draw) -> tuple[Tensor, Tensor]:
     top, left = place[0] * height - h / 2, place[1] * width - w / 2
     box = _box(top[None], left[None], h[None], w[None], height, width)[0]
     cut_share = 1 - box.float().mean()
-    other = x.flip(0)
     if not s.mixup or not s.cutmix:  # one of them is off: spare its work
         return (torch.where(box, other, x), cut_share) if s.cutmix else (alpha_share[0] * x + (1 - alpha_share[0]) * other, alpha_share[0])
     mixed = torch.where(use_cut, torch.where(box, other, x), alpha_share[0] * x + (1 - alpha_share[0]) * other)

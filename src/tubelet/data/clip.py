@@ -39,14 +39,17 @@ class Plan:
 
 
 class TrainDraws:
-    """The random numbers of a batch's samples, drawn at once: names ``data/start``, ``data/frames``, ``data/crop``."""
+    """The random numbers of a batch's samples, drawn at once: names ``data/start``, ``data/frames``, ``data/crop``.
 
-    def __init__(self, settings: DataSettings, draw: Draw) -> None:
+    ``moment``: the source of the first two, bound to the number of each clip's first copy; None = every sample is a clip of its own.
+    """
+
+    def __init__(self, settings: DataSettings, draw: Draw, moment: Draw | None = None) -> None:
         self.settings = settings
         places = settings.frames if settings.sampling == "tsn" else 1
         name = "data/frames" if settings.sampling == "tsn" else "data/start"
         numbers = transform.ATTEMPTS * 4 if settings.crop == "random_resized" else 2
-        self.place = draw.uniform(name, places).double().numpy()
+        self.place = (moment or draw).uniform(name, places).double().numpy()
         self.crop = draw.uniform("data/crop", numbers).double().numpy()
 
     def plan(self, rows: Sequence[int]) -> Plan:

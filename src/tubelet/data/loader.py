@@ -101,7 +101,8 @@ class ClipMaker:
     def __getitems__(self, numbers: list[int]) -> Parcel:
         places = [self.order[k] for k in numbers]
         sample = torch.tensor(numbers, dtype=torch.int64)
-        draws = TrainDraws(self.reader.settings, CounterDraw(self.order.seed, sample))
+        settings, seed = self.reader.settings, self.order.seed
+        draws = TrainDraws(settings, CounterDraw(seed, sample), CounterDraw(seed, sample - sample % settings.repeats))
         clips: list[Clips] = []
         rows: list[int] = []
         faults: list[Fault] = []
@@ -136,8 +137,9 @@ class ClipMaker:
 class VideoFeed:
     """Batches of training clips: a pure function of seed, table, settings and sample numbers.
 
-    Sample k is position k % len(feed) of epoch k // len(feed); ``clips_per_video`` neighbours share one video and one decode where they
-    are in the same list. Batches are on the CPU, pinned where ``device`` is CUDA; with ``cache = device`` they are on the device.
+    Sample k is position k % len(feed) of epoch k // len(feed); ``clips_per_video`` x ``repeats`` neighbours share one video and one decode
+    where they are in the same list, and ``repeats`` of them one clip. Batches are on the CPU, pinned where ``device`` is CUDA; with
+    ``cache = device`` they are on the device.
     ``run_dir``: where bad_videos.jsonl goes. ``progress(done, total, text)`` is told how the cache fills. Raises DataError, ConfigError.
     """
 
@@ -164,18 +166,18 @@ class VideoFeed:
         if settings.cache == "device":
             self.workers = 0
         self._bad = BadVideos(run_dir / "bad_videos.jsonl" if run_dir is not None else None, settings.max_bad_rate)
-        self._maker = ClipMaker(
-            ItemReader(table, settings, self.decoder, cache), Order(len(table), seed=seed, clips_per_video=settings.clips_per_video)
-        )
+        visit = settings.clips_per_video * settings.repeats
+        self._maker = ClipMaker(ItemReader(table, settings, self.decoder, cache), Order(len(table), seed=seed, clips_per_video=visit))
         self._running: list[Iterator[Any]] = []
 
     def __len__(self) -> int:
-        """Samples in one epoch: items x clips_per_video."""
+        """Samples in one epoch: items x clips_per_video x repeats."""
         return len(self._maker)
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for a run to go on with the same samples."""
-        names = {"frames", "stride", "fps", "sampling", "crop", "multiscale", "area", "ratio", "clips_per_video", "folder_fps", "cache"}
+        names = {"frames", "stride", "fps", "sampling", "crop", "multiscale", "area", "ratio", "folder_fps", "cache"}
+        names |= {"clips_per_video", "repeats"}
         chosen = self.settings.model_dump(mode="json", include=names)
         kept = self.settings.short_side if self.settings.cache != "none" else None
         own = {"seed": self.seed, "size": list(self.settings.hw), "cache_size": kept, "decoder": self.decoder}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -21,6 +22,45 @@ def _sides(value: tuple[float, ...]) -> tuple[float, ...]:
     return value
 
 
+class RandPolicy(NamedTuple):
+    """RandAugment: ``ops`` operations one after the other, each done with ``chance`` at a magnitude of N(``magnitude``, ``std``), kept in
+    0..10. ``increasing``: every operation is stronger at a larger magnitude (else posterising, solarising and enhancing are not)."""
+
+    magnitude: float = 10.0
+    ops: int = 2
+    std: float = 0.0
+    increasing: bool = False
+    chance: float = 0.5
+
+
+_RAND_PARTS = {"m": "magnitude", "n": "ops", "mstd": "std", "inc": "increasing", "p": "chance"}
+_RAND_HELP = "write it as timm does, such as rand-m7-n4-mstd0.5-inc1 (m: magnitude 0..10, n: operations, mstd: deviation, inc: 0 or 1)"
+
+
+def rand_policy(text: str) -> RandPolicy:
+    """The policy of a name such as ``rand-m7-n4-mstd0.5-inc1``, in any order of its parts. Raises ValueError."""
+    head, *parts = text.split("-")
+    found: dict[str, float] = {}
+    for part in parts:
+        match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", part)
+        if match is None or match[1] not in _RAND_PARTS or _RAND_PARTS[match[1]] in found:
+            raise ValueError(f"{part!r} of {text!r} is not understood; {_RAND_HELP}")
+        found[_RAND_PARTS[match[1]]] = float(match[2])
+    if head != "rand":
+        raise ValueError(f"{text!r} is not understood; {_RAND_HELP}")
+    policy = RandPolicy()._replace(**found)
+    sound = policy.magnitude <= 10 and policy.std <= 10 and policy.chance <= 1 and policy.increasing in (0, 1)
+    if not sound or policy.ops != int(policy.ops) or not 1 <= policy.ops <= 16:
+        raise ValueError(f"{text!r} is out of range; {_RAND_HELP}")
+    return policy._replace(ops=int(policy.ops), increasing=bool(policy.increasing))
+
+
+def _rand(value: str | None) -> str | None:
+    if value is not None:
+        rand_policy(value)
+    return value
+
+
 Range = Annotated[tuple[float, float], AfterValidator(_range)]
 Chance = Annotated[float, Field(ge=0, le=1)]
 
@@ -34,6 +74,10 @@ class AugmentSettings(Settings):
     brightness: Chance = Field(default=0.0, description="Largest relative change of brightness, the same for all frames of a clip.")
     contrast: Chance = Field(default=0.0, description="Largest relative change of contrast.")
     saturation: Chance = Field(default=0.0, description="Largest relative change of saturation.")
+    rand: Annotated[str | None, AfterValidator(_rand)] = Field(
+        default=None,
+        description="RandAugment by timm's name for it (rand-m7-n4-mstd0.5-inc1), the same operations for all frames of a clip.",
+    )
     erase: Chance = Field(default=0.0, description="Chance that a box is replaced by noise, the same box in all frames.")
     mixup: float = Field(default=0.0, ge=0, le=2, description="Alpha of mixup's Beta(alpha, alpha); 0 = off. Needs class labels.")
     cutmix: float = Field(default=0.0, ge=0, le=2, description="Alpha of cutmix's Beta(alpha, alpha); 0 = off. Needs class labels.")
@@ -89,6 +133,12 @@ class DataSettings(Settings):
         ge=1,
         le=1024,
         description="Clips cut from a video each time it is opened; they follow each other in the order and share one decode.",
+    )
+    repeats: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Copies of each clip: the same frames, cropped and augmented independently; they follow each other in the order.",
     )
     split: str | None = Field(
         default=None, description="Keep only this split: the value of a manifest's split column, or a first-level folder such as train."

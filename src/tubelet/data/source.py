@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tubelet.config import did_you_mean
+from tubelet.data.exclude import Exclusion
 from tubelet.data.manifest import IMAGE, LIST, MANIFEST, VIDEO, Entry, decode_text, parse, suffix
 from tubelet.data.table import Kind, Row, Table
 from tubelet.errors import DataError
@@ -31,25 +31,30 @@ def open_table(
     images: Images = "ignore",
     exclude: Sequence[str] = (),
     classes: Sequence[str] | None = None,
+    missing: Literal["refuse", "keep"] = "refuse",
 ) -> Table:
     """One table of all items of the sources, sorted by key.
 
     A source is a folder (searched to the bottom), a manifest (.csv, .tsv, .jsonl with a header), a list (.txt, one path or
     ``path label`` a line), one file, or an fsspec URL of any of these. ``split``, ``labels``, ``images``: see DataSettings.
-    ``exclude``: glob patterns of keys to leave out. ``classes``: the class names to number by, default those of the whole source
-    (before the split filter), sorted. Raises DataError for whatever cannot be used, naming the place.
+    ``exclude``: items to leave out: glob patterns of keys, or ``@FILE`` with keys (see :mod:`tubelet.data.exclude`). ``classes``: the
+    class names to number by, default those of the whole source (before the split filter), sorted. ``missing``: what to do with files
+    that a manifest names and that do not exist. Raises DataError for whatever cannot be used, naming the place.
     """
     listed = [sources] if isinstance(sources, (str, Path)) else list(sources)
     if not listed:
         raise DataError("no data source given: name a folder, a manifest or a video")
+    leave_out = Exclusion.read(exclude)
     ask = _Ask(split, labels, images)
     parts = [_read(_text(source), ask) for source in listed]
     rows = _unique_keys([part.rows for part in parts], [_text(s) for s in listed])
-    kept = [r for r in rows if not any(fnmatch(r.key, pattern) for pattern in exclude)]
+    kept = [r for r in rows if not leave_out.covers(r.key)]
     if not kept:
         raise DataError(f"exclude = {', '.join(exclude)} leaves no item of {len(rows)}")
+    if missing == "refuse":
+        _check_missing(kept, frozenset().union(*(part.missing for part in parts)))
     _check_duplicates(kept)
-    notes = [note for part in parts for note in part.notes]
+    notes = [note for part in parts for note in part.notes] + leave_out.notes([r.key for r in rows])
     return Table(sorted(kept, key=lambda r: r.key), _class_names(kept, parts, classes), notes)
 
 
@@ -72,11 +77,12 @@ class _Ask:
 
 @dataclass(frozen=True)
 class _Part:
-    """What one source gave: rows of the wanted split, and the class names of all its rows."""
+    """What one source gave: rows of the wanted split, the class names of all its rows, and which paths do not exist."""
 
     rows: list[Row]
     names: frozenset[str]
     notes: tuple[str, ...] = ()
+    missing: frozenset[str] = frozenset()
 
 
 def _text(source: str | Path) -> str:
@@ -257,12 +263,12 @@ def _manifest(place: _Local | _Remote, ask: _Ask) -> _Part:
             f"{place.name}: {len(without)} of {len(chosen)} rows have no label (line {lines}); fill them in, or set labels = none"
         )
     paths = [place.resolve(e.path) for e in chosen]
-    kinds = _kinds_of(paths, [f"{place.name}, line {e.line}" for e in chosen])
+    kinds, missing = _kinds_of(paths, [f"{place.name}, line {e.line}" for e in chosen])
     rows = [
         Row(path, _key(e), kind, e.start, e.end, label(e), f"{place.name}, line {e.line}", e.columns)
         for e, path, kind in zip(chosen, paths, kinds, strict=True)
     ]
-    return _Part(rows, frozenset(name for e in entries if (name := label(e)) is not None))
+    return _Part(rows, frozenset(name for e in entries if (name := label(e)) is not None), missing=missing)
 
 
 def _key(entry: Entry) -> str:
@@ -273,14 +279,14 @@ def _key(entry: Entry) -> str:
     return f"{entry.path}#{start}-{end}"
 
 
-def _kinds_of(paths: list[str], where: list[str]) -> list[Kind]:
-    """What the named files are. Raises DataError for those that are missing or no regular files. URLs are not looked up.
+def _kinds_of(paths: list[str], where: list[str]) -> tuple[list[Kind], frozenset[str]]:
+    """What the named files are, and which do not exist. Raises DataError for those that are no regular files. URLs are not looked up.
 
     Folders that hold many of them are listed once: a stat for each file takes minutes on a network file system.
     """
     crowd = Counter(os.path.dirname(p) for p in paths if not is_url(p))
     listing: dict[str, dict[str, Any]] = {}
-    missing: dict[str, list[int]] = defaultdict(list)
+    missing: set[str] = set()
     kinds: list[Kind] = []
     for i, path in enumerate(paths):
         kind: Kind = "image" if suffix(path) in IMAGE else "video"
@@ -298,15 +304,11 @@ def _kinds_of(paths: list[str], where: list[str]) -> list[Kind]:
             elif os.path.isdir(path):
                 kind = "frames"
             elif not os.path.exists(path):
-                missing[path].append(i)
+                missing.add(path)
             elif not os.path.isfile(path):
                 raise DataError(f"{where[i]}: {path} is a pipe, socket or device; give a regular file")
         kinds.append(kind)
-    if missing:
-        first = [f"{where[at[0]]}: {path}" for path, at in list(missing.items())[:3]]
-        more = "" if len(missing) <= 3 else f" and {len(missing) - 3} more"
-        raise DataError(f"{len(missing)} files do not exist: {'; '.join(first)}{more}. Relative paths start at the manifest's folder")
-    return kinds
+    return kinds, frozenset(missing)
 
 
 def _unique_keys(parts: list[list[Row]], sources: list[str]) -> list[Row]:
@@ -318,6 +320,17 @@ def _unique_keys(parts: list[list[Row]], sources: list[str]) -> list[Row]:
     if len(set(names)) < len(names):
         names = [f"{i}-{name}" for i, name in enumerate(names)]
     return [replace(r, key=f"{name}/{r.key}") for name, rows in zip(names, parts, strict=True) for r in rows]
+
+
+def _check_missing(rows: list[Row], missing: frozenset[str]) -> None:
+    lost: dict[str, str] = {}
+    for row in rows:
+        if row.path in missing:
+            lost.setdefault(row.path, row.where)
+    if lost:
+        first = [f"{where}: {path}" for path, where in list(lost.items())[:3]]
+        more = "" if len(lost) <= 3 else f" and {len(lost) - 3} more"
+        raise DataError(f"{len(lost)} files do not exist: {'; '.join(first)}{more}. Relative paths start at the manifest's folder")
 
 
 def _check_duplicates(rows: list[Row]) -> None:
