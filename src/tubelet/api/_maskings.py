@@ -1,0 +1,109 @@
+"""Every masking kind there is, tried on one clip."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+
+from tubelet.config import Settings, config_class, did_you_mean, kinds, overlay, parse
+from tubelet.core import Batch, CounterDraw, Masker, Step, TokenGrid
+from tubelet.errors import ConfigError
+from tubelet.viz.maskings import ShownMask
+
+FAMILY = "tubelet.masking"
+LEARNED = "has weights that a training run learns"
+
+
+def unavailable(masker: Masker) -> str:
+    """What a masker needs that a video file alone does not bring, or nothing."""
+    missing = sorted(masker.needs - {"video"})
+    return f"needs {' and '.join(missing)} besides the video" if missing else ""
+
+
+def try_all(
+    batch: Batch, grid: TokenGrid, *, ratio: float | None, settings: Sequence[str], seed: int
+) -> tuple[list[ShownMask], list[tuple[str, str]]]:
+    """The mask of every kind that can make one for a batch of one clip, and (kind, reason) of the others.
+
+    ``settings``: ``kind.setting=value``. Raises ConfigError for mistakes in them, where a kind that they name cannot mask this clip, and
+    where none can.
+    """
+    given = _given(settings)
+    shown: list[ShownMask] = []
+    skipped: list[tuple[str, str]] = []
+    wrong: list[str] = []
+    for kind in kinds(FAMILY):
+        try:
+            shown.append(_try(kind, given.get(kind, {}), ratio, batch, grid, seed))
+        except ConfigError as error:
+            if kind in given:
+                wrong += [f"{kind}: {problem}" for problem in error.problems]
+            skipped.append((kind, "; ".join(error.problems)))
+    if wrong:
+        raise ConfigError(wrong)
+    if not shown:
+        raise ConfigError([f"{kind}: {reason}" for kind, reason in skipped], where="no masking can mask this clip")
+    return shown, skipped
+
+
+def _given(settings: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
+    """Settings by kind. Raises ConfigError."""
+    given = overlay({}, settings)
+    known = kinds(FAMILY)
+    wrong = []
+    for kind, values in given.items():
+        if kind not in known:
+            wrong.append(f"--set {kind}: no such masking{did_you_mean(kind, known)}; there are {', '.join(known)}")
+        elif not isinstance(values, dict):
+            wrong.append(f"--set {kind}={values}: write it as {kind}.ratio=0.9")
+        else:
+            try:
+                parse(config_class(FAMILY, kind), {"kind": kind, **values})
+            except ConfigError as error:
+                wrong += [f"--set {kind}.{problem}" for problem in error.problems]
+    if wrong:
+        raise ConfigError(wrong)
+    return given
+
+
+def _try(kind: str, values: Mapping[str, Any], ratio: float | None, batch: Batch, grid: TokenGrid, seed: int) -> ShownMask:
+    """What one kind makes of the clip. Raises ConfigError with the reason where it cannot."""
+    at = Step(0, 0, 0.0, 0.0, CounterDraw(seed, batch.sample))
+    try:
+        config, masker = _masker(kind, values, ratio)
+        with torch.no_grad():
+            mask = masker(grid, batch, "video", at)
+    except ConfigError:
+        raise
+    except ImportError as error:
+        raise ConfigError(f"needs the package {error.name}, which is not installed") from None
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    except Exception as error:
+        if kind in kinds(FAMILY, own=False):
+            raise
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(f"{type(error).__name__}: {error} ({where.filename}, line {where.lineno})") from None
+    return ShownMask(kind, config.model_dump(), mask)
+
+
+def _masker(kind: str, values: Mapping[str, Any], ratio: float | None) -> tuple[Settings, Masker]:
+    cls = config_class(FAMILY, kind)
+    default = {"ratio": ratio} if ratio is not None and "ratio" in cls.model_fields else {}
+    config = parse(cls, {"kind": kind, **default, **values})
+    build = cast(Any, config).build
+    try:
+        inspect.signature(build).bind()
+    except TypeError:
+        raise ConfigError("is no masking: its build() wants more than settings") from None
+    masker = build()
+    if not isinstance(masker, Masker):
+        raise ConfigError(f"is no masking: its build() gives a {type(masker).__name__}")
+    reason = unavailable(masker) or (LEARNED if any(True for _ in masker.parameters()) else "")
+    if reason:
+        raise ConfigError(reason)
+    return config, masker.eval()
