@@ -14,6 +14,7 @@ from tubelet import recipe
 from tubelet.api import pretraining
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.train.checkpoint import read_tensors
+from tubelet.train.settings import WatchSettings
 
 RECIPE = """
 about: two stages of a very small model
@@ -51,7 +52,9 @@ def stop(monkeypatch: pytest.MonkeyPatch, stage: str, step: int) -> None:
     """SIGTERM once a stage has done a step."""
 
     class Stop:
-        def after_step(self, trainable, at, ranks):
+        name = "stop"
+
+        def look(self, trainable, at, ranks):
             if at.index == step:
                 os.kill(os.getpid(), signal.SIGTERM)
             return {}
@@ -59,7 +62,8 @@ def stop(monkeypatch: pytest.MonkeyPatch, stage: str, step: int) -> None:
     fit = pretraining.fit
 
     def stopping(model, feed, train, folder, **more):
-        return fit(model, feed, train, folder, hooks=[Stop()] if folder.name == stage else [], **more)
+        more |= {"hooks": [Stop()] if folder.name == stage else [], "watch": WatchSettings(every_samples=1)}
+        return fit(model, feed, train, folder, **more)
 
     monkeypatch.setattr(pretraining, "fit", stopping)
 

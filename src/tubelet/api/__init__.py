@@ -1,8 +1,37 @@
 """The public functions, one file a concern. Each command of the command line is a thin face of one of them."""
 
+from tubelet.api.checking import check
+from tubelet.api.classifiers import LoadedClassifier, load_classifier
 from tubelet.api.features import embed, knn, probe
+from tubelet.api.finetuning import Finetuned, evaluate, finetune
 from tubelet.api.listing import make_playground, recipes, show_recipe
 from tubelet.api.loading import Loaded, load
+from tubelet.api.picturing import masks, reconstruct
+from tubelet.api.planning import plan
 from tubelet.api.pretraining import pretrain
+from tubelet.api.replaying import Replay, replay
+from tubelet.api.reporting import report
 
-__all__ = ["Loaded", "embed", "knn", "load", "make_playground", "pretrain", "probe", "recipes", "show_recipe"]
+__all__ = [
+    "Finetuned",
+    "Loaded",
+    "LoadedClassifier",
+    "Replay",
+    "check",
+    "embed",
+    "evaluate",
+    "finetune",
+    "knn",
+    "load",
+    "load_classifier",
+    "make_playground",
+    "masks",
+    "plan",
+    "pretrain",
+    "probe",
+    "recipes",
+    "reconstruct",
+    "replay",
+    "report",
+    "show_recipe",
+]

@@ -1,22 +1,46 @@
-"""What a frozen encoder says about videos: vectors, neighbours, a linear probe."""
+"""What a frozen encoder says about videos: vectors, neighbours, probes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tubelet.api._common import Sources, shown
 from tubelet.api.loading import Loaded, load
-from tubelet.config import overlay, parse
+from tubelet.config import did_you_mean, overlay, parse
 from tubelet.data.evaluation import EvalFeed, windows
 from tubelet.data.settings import DataSettings, Views
 from tubelet.data.source import open_table_for
+from tubelet.data.table import Table
 from tubelet.errors import ConfigError, DataError
 from tubelet.tasks import Score
+from tubelet.tasks.attentive import score_attentive
 from tubelet.tasks.embed import Embeddings, writable
 from tubelet.tasks.embed import embed as embed_table
 from tubelet.tasks.knn import score_knn
 from tubelet.tasks.probe import score_probe
+from tubelet.tasks.tokens import GIB, keep_tokens
+from tubelet.train.checkpoint import atomic
+from tubelet.viz.confusion import confusion
+
+PROBES = ("linear", "attentive")
+PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+Progress = Callable[[int, int], None] | None
+
+
+def encoder_of(
+    run: str | Path | Loaded, settings: Sequence[str], *, device: str = "auto", random: bool = False, imports: Sequence[str | Path] = ()
+) -> tuple[Loaded, list[str]]:
+    """The encoder of a call, and its settings of data and views: those of the model (``method.heads=6``) are for outside weights."""
+    of_model = [text for text in settings if text.startswith("method.")]
+    rest = [text for text in settings if text not in of_model]
+    if isinstance(run, Loaded):
+        if of_model:
+            raise ConfigError(f"{', '.join(of_model)}: this model is loaded already; give method.* to tubelet.load")
+        return run, rest
+    of_data = [text for text in rest if not text.startswith("views.")]
+    return load(run, device=device, random=random, imports=imports, settings=[*of_model, *of_data]), rest
 
 
 def evaluation_data(loaded: Loaded, settings: Sequence[str], split: str | None) -> tuple[DataSettings, Views]:
@@ -41,7 +65,7 @@ def embed(
     random: bool = False,
     imports: Sequence[str | Path] = (),
     overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = None,
 ) -> Embeddings:
     """One vector for each video (or for each window of ``seconds``, every ``hop``), with key and time stamps.
 
@@ -50,8 +74,8 @@ def embed(
     """
     if out is not None:
         writable(out, overwrite=overwrite)
-    loaded = run if isinstance(run, Loaded) else load(run, device=device, random=random, imports=imports)
-    data, views = evaluation_data(loaded, settings, split)
+    loaded, rest = encoder_of(run, settings, device=device, random=random, imports=imports)
+    data, views = evaluation_data(loaded, rest, split)
     table = open_table_for(sources, data)
     for name, value in (("seconds", seconds), ("hop", hop)):
         if value is not None and value <= 0:
@@ -67,23 +91,24 @@ def embed(
     return result
 
 
-def _labelled(
-    run: str | Path | Loaded,
-    sources: Sources,
-    *,
-    pool: str,
-    train: str,
-    test: str,
-    test_sources: Sources | None,
-    batch: int,
-    device: str,
-    random: bool,
-    imports: Sequence[str | Path],
-    settings: Sequence[str],
-    progress: Callable[[int, int], None] | None,
-) -> tuple[Embeddings, Embeddings]:
-    """Vectors of the training and the test items: two splits of one source, or two sources with the same classes."""
-    loaded = run if isinstance(run, Loaded) else load(run, device=device, random=random, imports=imports)
+@dataclass(frozen=True)
+class _Half:
+    """The training or the test items of an evaluation, with how they are read."""
+
+    table: Table
+    feed: EvalFeed
+    before: int
+    total: int
+
+    def progress(self, progress: Progress) -> Progress:
+        """The same report, counted over both halves."""
+        return None if progress is None else lambda done, _: progress(self.before + done, self.total)
+
+
+def _halves(
+    loaded: Loaded, sources: Sources, settings: Sequence[str], *, train: str, test: str, test_sources: Sources | None, batch: int
+) -> tuple[_Half, _Half]:
+    """The training and the test items: two splits of one source, or two sources with the same classes."""
     apart = test_sources is not None
     data, views = evaluation_data(loaded, settings, None if apart else train)
     first = open_table_for(sources, data)
@@ -97,12 +122,18 @@ def _labelled(
                 f"{shown(where)}: no labels found; a probe needs a folder per class or a manifest with a label column (data.labels)"
             )
     total = len(first) + len(second)
-    halves = []
-    for table, before in ((first, 0), (second, len(first))):
-        feed = EvalFeed(table, data, views=views, batch=batch, device=str(loaded.device))
-        step = None if progress is None else lambda done, _, before=before: progress(before + done, total)
-        halves.append(embed_table(loaded.model, feed, table, pool=pool, device=loaded.device, progress=step))
-    return halves[0], halves[1]
+
+    def half(table: Table, before: int) -> _Half:
+        return _Half(table, EvalFeed(table, data, views=views, batch=batch, device=str(loaded.device)), before, total)
+
+    return half(first, 0), half(second, len(first))
+
+
+def _vectors(loaded: Loaded, halves: tuple[_Half, _Half], pool: str, progress: Progress) -> tuple[Embeddings, Embeddings]:
+    train, test = (
+        embed_table(loaded.model, h.feed, h.table, pool=pool, device=loaded.device, progress=h.progress(progress)) for h in halves
+    )
+    return train, test
 
 
 def knn(
@@ -120,24 +151,27 @@ def knn(
     imports: Sequence[str | Path] = (),
     settings: Sequence[str] = (),
     json_out: str | Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    picture: str | Path | None = None,
+    progress: Progress = None,
 ) -> Score:
     """Top-1 of a weighted ``k``-nearest-neighbour vote on frozen features; nothing is fitted.
 
     ``train`` and ``test`` name splits of ``sources``; or give ``test_sources``, and all of ``sources`` is the training set. ``pool``:
-    mean | slots | class. ``random``: the control with random weights. Raises ConfigError, DataError, CheckpointError.
+    mean | slots | class. ``random``: the control with random weights. ``json_out``: a file for :meth:`Score.to_json`; ``picture``: one for
+    the confusion matrix (.png). Raises ConfigError, DataError, CheckpointError.
     """
-    pair = _labelled(
-        run, sources, pool=pool, train=train, test=test, test_sources=test_sources, batch=batch, device=device, random=random,
-        imports=imports, settings=settings, progress=progress,
-    )  # fmt: skip
-    return _saved(score_knn(*pair, k=k), json_out)
+    if problems := _picture_problems(picture):
+        raise ConfigError(problems)
+    loaded, rest = encoder_of(run, settings, device=device, random=random, imports=imports)
+    halves = _halves(loaded, sources, rest, train=train, test=test, test_sources=test_sources, batch=batch)
+    return _delivered(score_knn(*_vectors(loaded, halves, pool, progress), k=k), json_out, picture)
 
 
 def probe(
     run: str | Path | Loaded,
     sources: Sources,
     *,
+    kind: str = "linear",
     pool: str = "mean",
     train: str = "train",
     test: str = "test",
@@ -147,22 +181,63 @@ def probe(
     random: bool = False,
     imports: Sequence[str | Path] = (),
     seed: int = 0,
+    memory: float = 4.0,
     settings: Sequence[str] = (),
     json_out: str | Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    picture: str | Path | None = None,
+    progress: Progress = None,
 ) -> Score:
-    """Top-1 of a linear probe on frozen features; its strength is chosen on a seeded split of the training set.
+    """Top-1 of a probe on frozen features; its settings are chosen on a seeded split of the training set.
 
-    Parameters as for :func:`knn`; ``seed``: of that split. Raises ConfigError, DataError, CheckpointError.
+    ``kind``: linear, on pooled vectors; attentive, where one learned query reads all tokens. Those are computed once and kept: up to
+    ``memory`` GiB in main memory, more in a temporary file. Other parameters as for :func:`knn`; ``seed``: of the inner split and of an
+    attentive probe's start and order. Raises ConfigError, DataError, CheckpointError.
     """
-    pair = _labelled(
-        run, sources, pool=pool, train=train, test=test, test_sources=test_sources, batch=batch, device=device, random=random,
-        imports=imports, settings=settings, progress=progress,
-    )  # fmt: skip
-    return _saved(score_probe(*pair, seed=seed), json_out)
+    problems = _picture_problems(picture)
+    if kind not in PROBES:
+        problems.append(f"--kind {kind}: unknown{did_you_mean(kind, PROBES)}; there are {', '.join(PROBES)}")
+    if kind == "attentive" and pool != "mean":
+        problems.append(f"--pool {pool}: an attentive probe reads all tokens, without pooling; leave it out")
+    if not memory >= 0:
+        problems.append(f"--memory {memory}: must be 0 or more GiB")
+    if problems:
+        raise ConfigError(problems)
+    loaded, rest = encoder_of(run, settings, device=device, random=random, imports=imports)
+    halves = _halves(loaded, sources, rest, train=train, test=test, test_sources=test_sources, batch=batch)
+    if kind == "linear":
+        return _delivered(score_probe(*_vectors(loaded, halves, pool, progress), seed=seed), json_out, picture)
+    kept = []
+    for half in halves:
+        room = int(memory * GIB) - sum(k.in_memory for k in kept)
+        step = half.progress(progress)
+        kept.append(keep_tokens(loaded.model, half.feed, half.table, limit=room, device=loaded.device, progress=step))
+    return _delivered(score_attentive(*kept, seed=seed, device=loaded.device, progress=progress), json_out, picture)
 
 
-def _saved(score: Score, path: str | Path | None) -> Score:
-    if path is not None:
-        score.save_json(Path(path))
+def _picture_problems(path: str | Path | None) -> list[str]:
+    """Why a picture cannot be written there; asked before embedding for hours."""
+    if path is None:
+        return []
+    if Path(path).is_dir():
+        return [f"--picture {path} is a folder; give a file such as {Path(path) / 'confusion.png'}"]
+    if Path(path).suffix.lower() not in PICTURES:
+        return [f"--picture {path}: pictures are written as {', '.join(PICTURES)}"]
+    return []
+
+
+def _delivered(score: Score, json_out: str | Path | None, picture: str | Path | None) -> Score:
+    if json_out is not None:
+        score.save_json(Path(json_out))
+    if picture is not None:
+        save_confusion(score, picture)
     return score
+
+
+def save_confusion(score: Score, path: str | Path) -> None:
+    """Draw a score's confusion matrix into a picture file, whole or not at all. Raises ConfigError, CheckpointError."""
+    path = Path(path)
+    if problems := _picture_problems(path):
+        raise ConfigError(problems)
+    image = confusion(score.confusion(), score.classes, title=str(score))
+    with atomic(path) as temporary:
+        image.save(temporary, format=PICTURES[path.suffix.lower()])

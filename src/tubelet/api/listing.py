@@ -13,7 +13,8 @@ from tubelet.playground import write as write_playground
 
 def recipes() -> list[tuple[str, str]]:
     """Name and one-line description of every recipe that comes with Tubelet."""
-    return [(name, str(yaml.safe_load(recipe_book.path_of(name).read_text(encoding="utf-8"))["about"])) for name in recipe_book.names()]
+    known = recipe_book.names() + recipe_book.names(finetune=True)
+    return [(name, str(yaml.safe_load(recipe_book.path_of(name).read_text(encoding="utf-8"))["about"])) for name in known]
 
 
 def show_recipe(name: str) -> str:

@@ -1,4 +1,4 @@
-"""A trained run's model, ready to encode."""
+"""A trained model, ready to encode: of a run, or from a file of weights that others wrote."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from typing import Any
 import torch
 
 from tubelet.api._common import build, say
-from tubelet.config import import_file, kinds, parse
+from tubelet.config import import_file, kinds, overlay, parse
 from tubelet.core import Batch, Method, Stream, Tokens
 from tubelet.data.settings import DataSettings
 from tubelet.errors import CheckpointError, ConfigError
+from tubelet.interop import videomae
+from tubelet.interop.outside import EncoderOnly, Report
+from tubelet.interop.weights import is_foreign, read_weights
+from tubelet.nn.video import VideoEncoder
 from tubelet.recipe import StageSettings
 from tubelet.train.checkpoint import Checkpoints, read_meta, read_tensors
 from tubelet.train.distributed import pick_device
@@ -23,13 +27,15 @@ from tubelet.train.distributed import pick_device
 class Loaded:
     """A trained (or, with ``random``, untrained) model, ready to encode.
 
-    ``model``: the Method in eval mode on its device. ``data``: how its clips are made. ``config``: the resolved settings.
+    ``model``: the Method in eval mode on its device. ``data``: how its clips are made. ``config``: the resolved settings. ``report``: what
+    became of every tensor of an outside file, None for a run.
     """
 
     model: Method
     data: DataSettings
     config: Mapping[str, Any]
     path: Path
+    report: Report | None = None
 
     @property
     def device(self) -> torch.device:
@@ -43,33 +49,94 @@ class Loaded:
 
 
 def load(
-    run: str | Path, *, weights: str = "auto", device: str = "auto", random: bool = False, imports: Sequence[str | Path] = ()
+    run: str | Path,
+    *,
+    weights: str = "auto",
+    device: str = "auto",
+    random: bool = False,
+    imports: Sequence[str | Path] = (),
+    settings: Sequence[str] = (),
+    strict: bool = True,
 ) -> Loaded:
-    """The model of a run folder, or of one of its .safetensors files.
+    """The model of a run folder, of one of its .safetensors files, or of an official VideoMAE file (.pth, .pt, .safetensors ...). Of a
+    fine-tuned run it is the encoder alone.
 
     ``weights``: auto (model.safetensors, or the newest checkpoint of an unfinished run) | ema. ``random``: the same architecture with
-    random weights, as a control. ``imports``: your own files whose method the run used. Raises CheckpointError, ConfigError.
+    random weights, as a control. ``imports``: your own files whose method the run used. ``settings``: data settings such as ``frames=8``.
+    An outside file says nothing about data: 16 frames, stride 4, 224 x 224 pixels and ImageNet's mean and standard deviation unless
+    ``settings`` say otherwise, also about its model (``method.heads=6``); nothing in it is executed. ``strict``: refuse an outside file
+    whose encoder lacks tensors or has unknown ones. Raises CheckpointError, ConfigError.
     """
     for file in imports:
         import_file(file)
     path = _weights_file(Path(run), weights)
-    meta = read_meta(path)
-    config = dict(meta.get("config", {}))
+    if not _written_by_us(path):
+        return _load_outside(path, weights, device=device, random=random, settings=settings, strict=strict)
+    config = dict(read_meta(path).get("config", {}))
     if (config.get("masking") or {}).get("kind") not in kinds("tubelet.masking"):
         config["masking"] = None  # a user's own file, which encoding does not need
-    stage = parse(StageSettings, {k: config[k] for k in ("method", "masking", "data", "train", "init") if k in config}, where=str(path))
+    tuned = config.get("classifier")
+    if tuned and tuned["frozen"]:
+        raise CheckpointError(f"{path} was trained on a frozen encoder, which it does not hold; load {config['start']['path']}")
+    known = {k: config[k] for k in ("method", "masking", "data", "train", "init") if k in config}
+    stage = parse(StageSettings, known | ({"train": {"steps": 1}} if tuned else {}), where=str(path))
+    data = data_settings(stage.data, settings)
     model = build(stage)
     if not isinstance(model, Method):
         raise CheckpointError(f"{path} holds a {config.get('method', {}).get('kind', 'model')}, which has no encoder to load")
+    tensors = _tensors(path)
+    if tuned:
+        tensors = {k: v for k, v in tensors.items() if k.startswith("encoder.")}
+        model = _encoder_alone(model, norm="encoder.trunk.norm.weight" in tensors)
     if not random:
-        tensors = read_tensors(path)
-        if any(k.startswith("model/") for k in tensors):
-            tensors = {k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")}
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:
             raise CheckpointError(f"{path} does not fit its own settings: {error}") from None
-    return Loaded(model.to(pick_device(device, "device")).eval(), stage.data, config, path)
+    return Loaded(model.to(pick_device(device, "device")).eval(), data, config, path)
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    """A model's weights, also from a checkpoint of an unfinished run."""
+    tensors = read_tensors(path)
+    inside = {k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")}
+    return inside or tensors
+
+
+def _encoder_alone(model: Method, *, norm: bool) -> EncoderOnly:
+    """Without decoder; without final norm where a classifier normalises after pooling instead."""
+    encoder = model.get_submodule("encoder")
+    assert isinstance(encoder, VideoEncoder), "classifiers are built on video encoders"
+    return EncoderOnly(encoder=encoder.variant(norm=norm))
+
+
+def data_settings(base: DataSettings, settings: Sequence[str]) -> DataSettings:
+    """Data settings with ``["frames=8", "data.size=112"]`` on top. Raises ConfigError, also for a model's settings, which a run has."""
+    if of_model := [text for text in settings if text.startswith("method.")]:
+        raise ConfigError(f"{', '.join(of_model)}: a run's model keeps its own settings; method.* is for outside weights")
+    named = [text if text.startswith("data.") else f"data.{text}" for text in settings]
+    plain = overlay({"data": base.model_dump(mode="json")}, named)
+    return parse(DataSettings, plain["data"], where="--set")
+
+
+def _written_by_us(path: Path) -> bool:
+    """Whether a file is a run's. A damaged .safetensors file may be: its own reader then says what is wrong with it."""
+    return path.suffix == ".safetensors" and not is_foreign(path)
+
+
+def _load_outside(path: Path, kind: str, *, device: str, random: bool, settings: Sequence[str], strict: bool) -> Loaded:
+    if kind != "auto":
+        raise ConfigError(f"weights={kind!r}: an outside file such as {path} has one set of weights")
+    method = [text.removeprefix("method.") for text in settings if text.startswith("method.")]
+    data = data_settings(DataSettings.model_validate({}), [text for text in settings if not text.startswith("method.")])
+    where = pick_device(device, "device")
+    model, config, report = videomae.load_encoder(
+        read_weights(path), path, frames=data.frames, size=data.hw, settings=method, strict=strict, random=random
+    )
+    if not random:
+        say(f"{path}: {report}")
+    resolved = {"method": config.model_dump(mode="json"), "masking": None, "data": data.model_dump(mode="json")}
+    return Loaded(model.to(where).eval(), data, resolved, path, report)
 
 
 def _weights_file(run: Path, weights: str) -> Path:
@@ -78,7 +145,7 @@ def _weights_file(run: Path, weights: str) -> Path:
     if run.is_file():
         return run
     if not run.is_dir():
-        raise CheckpointError(f"{run}: no such run folder or .safetensors file")
+        raise CheckpointError(f"{run}: no such run folder or file of weights")
     name = "model_ema.safetensors" if weights == "ema" else "model.safetensors"
     if (run / name).exists():
         return run / name

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from tubelet import recipe as recipe_book
 from tubelet.api._common import CacheProgress, Sources, build, say, shown
+from tubelet.api.reporting import report
+from tubelet.api.watching import make_hooks
 from tubelet.config import did_you_mean, import_file, to_yaml
-from tubelet.core import Stage, Trainable
+from tubelet.core import Batch, CounterDraw, Stage, Step, Stream, Trainable
 from tubelet.data.augment import Augment
 from tubelet.data.loader import VideoFeed
 from tubelet.data.source import open_table
 from tubelet.data.table import Table
-from tubelet.errors import CheckpointError, ConfigError
+from tubelet.errors import CheckpointError, ConfigError, NonFiniteError
 from tubelet.recipe import Recipe, StageSettings
 from tubelet.train.checkpoint import Checkpoints, read_tensors, write_text
+from tubelet.train.cost import measure
+from tubelet.train.course import Prepare
 from tubelet.train.distributed import pick_device, process_group
-from tubelet.train.loop import Result, fit
+from tubelet.train.hooks import undisturbed
+from tubelet.train.loop import BadStep, Result, fit
+from tubelet.train.monitor import Yardstick
+from tubelet.train.peaks import peak_flops
 from tubelet.train.plan import Plan, Position
+from tubelet.train.settings import TrainSettings
+from tubelet.train.sinks import check
 
 # Where data may change between a run's start and its continuation without changing which numbers it computes.
 FREE_DATA = ("data.workers", "data.prefetch", "data.decode_timeout", "data.max_bad_rate")
@@ -46,8 +59,8 @@ def pretrain(
     ``sources``: folders, files, manifests, list files or URLs. ``recipe``: a name (see :func:`recipes`) or a YAML file; None takes what
     ``out`` was started with when resuming, else one-gpu or, without a GPU, tiny-cpu. ``size``: tiny | small | base | large | huge |
     giant. ``settings``: ``["masking.ratio=0.95", ...]``. ``imports``: your own Python files with kinds. ``exclude``: patterns of keys
-    to leave out. The run folder ``out`` gets config.yaml, metrics.jsonl, checkpoints/ and model.safetensors; with several stages, one
-    folder each. Raises ConfigError, DataError, CheckpointError, NonFiniteError.
+    to leave out. The run folder ``out`` gets config.yaml, run.json, metrics.jsonl, tensorboard/, pictures/, checkpoints/, model.safetensors
+    and report.html; with several stages, one folder each. Raises ConfigError, DataError, CheckpointError, NonFiniteError.
     """
     for path in imports:
         import_file(path)
@@ -56,7 +69,11 @@ def pretrain(
         raise ConfigError(f"--out {out} is a file; give a folder")
     plan = _recipe(recipe, settings, size, out, resume)
     book = {s.name: s for s in plan.stages}
+    for stage in plan.stages:
+        check(stage.watch)
     _check_init(plan)
+    about = {"command": _command(), "folder": str(Path.cwd()), "sources": _listed(sources), "exclude": list(exclude)}
+    about |= {"imports": [str(path) for path in imports]} | _origins(recipe, settings, size, resume)
     if len(plan.stages) > 1 and int(os.environ.get("RANK", 0)) == 0 and not (resume and (out / "config.yaml").exists()):
         write_text(out / "config.yaml", to_yaml(plan))
     last = list(book)[-1]
@@ -66,14 +83,49 @@ def pretrain(
         if resume and (folder / "model.safetensors").exists() and len(plan.stages) > 1:
             continue
         one = plan.model_copy(update={"stages": (book[stage.name],)})
-        result = _train_stage(stage, book[stage.name], one, sources, folder, out, resume=resume, exclude=exclude, quiet=quiet)
+        result = _train_stage(stage, book[stage.name], one, sources, folder, out, about, resume=resume, exclude=exclude, quiet=quiet)
         if result.signal and stage.name != last:
             result = replace(result, stopped_by=result.signal)  # also after a stage's last step: the recipe is not done
         if result.stopped_by:
             break
     if result is None:
         raise CheckpointError(f"all stages in {out} are complete already; choose another --out to start anew")
+    if int(os.environ.get("RANK", 0)) == 0:
+        _report(out, quiet)
     return result
+
+
+def _report(out: Path, quiet: bool) -> None:
+    """The run as one page. A page that cannot be written does not make a finished run a failed one."""
+    try:
+        path = report(out)
+    except Exception as error:  # noqa: BLE001 (see above; what is wrong is said)
+        say(f"report.html could not be written ({type(error).__name__}: {error})")
+        return
+    if not quiet:
+        say(f"report: {path}")
+
+
+def _command() -> list[str]:
+    """The command line, as it can be typed again."""
+    first = Path(sys.argv[0])
+    ours = first.stem == "tubelet" or first.parts[-2:] == ("tubelet", "__main__.py")
+    return ["tubelet" if ours else str(first), *sys.argv[1:]]
+
+
+def _listed(sources: Sources) -> list[str]:
+    return [str(s) for s in ([sources] if isinstance(sources, str | Path) else sources)]
+
+
+def _origins(recipe: str | Path | None, settings: Sequence[str], size: str | None, resume: bool) -> dict[str, Any]:
+    """Where each setting of a new run comes from; a run that goes on keeps what it recorded at its start."""
+    if resume and recipe is None:
+        return {}
+    return {"origins": recipe_book.origins(recipe or _default_recipe(), settings, size)}
+
+
+def _default_recipe() -> str:
+    return "one-gpu" if torch.cuda.is_available() else "tiny-cpu"
 
 
 def _recipe(recipe: str | Path | None, settings: Sequence[str], size: str | None, out: Path, resume: bool) -> Recipe:
@@ -82,9 +134,7 @@ def _recipe(recipe: str | Path | None, settings: Sequence[str], size: str | None
         if not (out / "config.yaml").exists():
             raise CheckpointError(f"{out} holds no config.yaml to continue from; name its --recipe and settings again")
         return recipe_book.load(out / "config.yaml", settings, size=size)
-    if recipe is None:
-        recipe = "one-gpu" if torch.cuda.is_available() else "tiny-cpu"
-    return recipe_book.load(recipe, settings, size=size)
+    return recipe_book.load(recipe or _default_recipe(), settings, size=size)
 
 
 def _train_stage(
@@ -94,6 +144,7 @@ def _train_stage(
     sources: Sources,
     folder: Path,
     root: Path,
+    about: Mapping[str, Any],
     *,
     resume: bool,
     exclude: Sequence[str],
@@ -101,7 +152,7 @@ def _train_stage(
 ) -> Result:
     device = pick_device(s.train.device)
     model = build(s)
-    _initialise(model, stage, root)
+    initialise(model, stage, root)
     with process_group(device) as ranks:
         speak = ranks.first and not quiet
         table = open_table(sources, split=s.data.split, labels=s.data.labels, images=s.data.images, exclude=exclude)
@@ -110,23 +161,56 @@ def _train_stage(
         with CacheProgress(speak) as progress:
             feed = VideoFeed(table, s.data, seed=s.train.seed, run_dir=folder, device=str(device), progress=progress)
         plan = Plan(s.train, len(feed), world=ranks.world, tokens=model.tokens)
+        yardstick = _yardstick(s, model.to(device), device)
         if speak:
-            say(_summary(s, model, table, plan, device, ranks.world, folder))
+            say(_summary(s, model, table, plan, device, ranks.world, folder, yardstick))
         if ranks.first and not Checkpoints(folder, 1).all():
             head = f"# tubelet {version('tubelet')}, torch {torch.__version__}; sources: {shown(sources)}\n"
             write_text(folder / "config.yaml", head + to_yaml(resolved))
-        augment = Augment(s.data.augment, classes=len(table.classes))
-        return fit(
+        return _fit(
             model,
             feed,
             s.train,
             folder,
-            identity=s.model_dump(mode="json", include={"method", "masking", "data", "train", "init"}),
+            identity=s.model_dump(mode="json", include={"method", "masking", "data", "train", "init", "watch"}),
             free=FREE_DATA,
-            prepare=lambda batch, at: augment(batch, at.draw),
+            prepare=augmentation(s, table),
+            hooks=make_hooks(s, model, table, folder, say if speak else lambda text: None),
+            watch=s.watch,
+            yardstick=yardstick,
+            about={**about, "items": len(table)},
             resume=resume,
             quiet=quiet,
         )
+
+
+def _fit(model: Trainable, feed: VideoFeed, settings: TrainSettings, folder: Path, **more: Any) -> Result:
+    """Train; a step that went wrong is named with the command that looks into it."""
+    try:
+        return fit(model, feed, settings, folder, **more)
+    except BadStep as error:
+        look = f"tubelet replay {shlex.quote(str(folder))} {error.step}"
+        raise NonFiniteError(f"{error}\nWhere it began, and in which videos:\n  {look}") from None
+
+
+def augmentation(s: StageSettings, table: Table) -> Prepare:
+    """What is done to a stage's batches on the device."""
+    augment = Augment(s.data.augment, classes=len(table.classes))
+    return lambda batch, at: augment(batch, at.draw)
+
+
+def _yardstick(s: StageSettings, model: Trainable, device: torch.device) -> Yardstick | None:
+    """What a sample's forward pass costs, counted on two black clips; None for a method that cannot read those."""
+    h, w = s.data.hw
+    sample = torch.arange(2)
+    clips = Stream(torch.zeros(2, 3, s.data.frames, h, w, dtype=torch.uint8), time=torch.zeros(2, s.data.frames))
+    batch = Batch({"video": clips}, {"class": torch.zeros(2, dtype=torch.int64)}, sample)
+    try:
+        with undisturbed(model, device), torch.enable_grad():
+            cost = measure(model, batch, Step(0, 0, 0.0, 0.0, CounterDraw(s.train.seed, sample)), precision=s.train.precision)
+    except (ValueError, RuntimeError, LookupError, TypeError):
+        return None
+    return Yardstick(cost.forward_flops, peak_flops(device, s.train.precision)) if cost.forward_flops else None
 
 
 def _check_init(plan: Recipe) -> None:
@@ -156,7 +240,7 @@ def _check_init(plan: Recipe) -> None:
         raise ConfigError(problems)
 
 
-def _initialise(model: Trainable, stage: Stage, root: Path) -> None:
+def initialise(model: Trainable, stage: Stage | StageSettings, root: Path) -> None:
     """Start modules from earlier stages: ``{"encoder": "pretrain.encoder"}`` copies that stage's trained ``encoder.*``."""
     for target, origin in stage.init.items():
         name, _, part = origin.partition(".")
@@ -169,7 +253,9 @@ def _initialise(model: Trainable, stage: Stage, root: Path) -> None:
             raise CheckpointError(f"stage {stage.name}: init {target!r} from {origin!r} does not fit: {error}") from None
 
 
-def _summary(s: StageSettings, model: Trainable, table: Table, plan: Plan, device: torch.device, world: int, out: Path) -> str:
+def _summary(
+    s: StageSettings, model: Trainable, table: Table, plan: Plan, device: torch.device, world: int, out: Path, yardstick: Yardstick | None
+) -> str:
     """What is about to be trained, in a few aligned lines."""
     batch = plan.batch(Position())
     count = sum(p.numel() for p in model.parameters())
@@ -183,6 +269,19 @@ def _summary(s: StageSettings, model: Trainable, table: Table, plan: Plan, devic
         ("data", f"{len(table)} items, clips of {s.data.frames}x{h}x{w}, {sampled}, {s.data.clips_per_video} per visit"),
         ("length", f"{plan.total_steps} steps = {plan.total_samples / plan.epoch_size:.4g} epochs, warm-up {plan.warmup_steps} steps"),
         ("batch", f"{batch} on {world} x {device}, learning rate {rate:.3g}, {s.train.precision}"),
+        *([("cost", _cost(yardstick, plan))] if yardstick is not None else []),
         ("out", str(out)),
     ]
     return "\n".join(f"{name:>8}  {text}" for name, text in rows)
+
+
+def _cost(yardstick: Yardstick, plan: Plan) -> str:
+    each, whole = yardstick.forward_flops, 3 * yardstick.forward_flops * plan.total_samples
+    against = f"; MFU against {yardstick.peak[0]}, {_flops(yardstick.peak[1])}/s" if yardstick.peak else ""
+    return f"{_flops(each)} a clip and forward pass, {_flops(whole)} in all{against}"
+
+
+def _flops(count: float) -> str:
+    """``3.4 GFLOP``: three digits and a unit."""
+    power = max(0, min(6, int(math.log10(max(count, 1))) // 3))
+    return f"{count / 1000**power:.3g} {' kMGTPE'[power].strip()}FLOP"

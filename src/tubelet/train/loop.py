@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import json
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from tubelet.core import Batch, CounterDraw, Frozen, Losses, Step, Trainable
+from tubelet.core import Batch, Frozen, Losses, Trainable
 from tubelet.errors import CheckpointError, NonFiniteError
 from tubelet.nn.block import Block, CrossBlock
 from tubelet.nn.decoder import Decoder
 from tubelet.nn.encoder import Encoder
 from tubelet.train.checkpoint import FORMAT, Checkpoints, explain_mismatch, read_meta, read_tensors, write_tensors, write_text
-from tubelet.train.distributed import Ranks, pick_device, process_group
-from tubelet.train.monitor import MetricsFile, Pending, Rate, Reporter, Window, send
-from tubelet.train.optim import learning_rate
-from tubelet.train.plan import Plan, Position
-from tubelet.train.settings import FREE_ON_RESUME, TrainSettings
+from tubelet.train.course import Course, Prepare
+from tubelet.train.distributed import pick_device, process_group
+from tubelet.train.hooks import Hook, Watch
+from tubelet.train.monitor import Pending, Rate, Window, Yardstick, peak_memory, send
+from tubelet.train.panel import Panel
+from tubelet.train.plan import Position
+from tubelet.train.runfile import RunFile, machine
+from tubelet.train.settings import FREE_ON_RESUME, TrainSettings, WatchSettings
+from tubelet.train.signals import Signals
+from tubelet.train.sinks import Sinks
 from tubelet.train.step import Snapshot, Stepper
 
 
@@ -49,18 +52,18 @@ class Feed(Protocol):
         ...
 
     def report(self) -> Mapping[str, Any]:
-        """Figures for the end of the run, such as counts of bad videos."""
+        """Figures so far, such as counts of bad videos."""
         ...
 
     def close(self) -> None: ...
 
 
-class Hook(Protocol):
-    """Something that looks at a run between steps (pictures, probes). Called on every process at the same steps."""
+class BadStep(NonFiniteError):
+    """``step``: the one whose gradient was not finite, counted from 0."""
 
-    def after_step(self, trainable: Trainable, at: Step, ranks: Ranks) -> Mapping[str, float]:
-        """Figures for metrics.jsonl; empty when it has nothing to say."""
-        ...
+    def __init__(self, text: str, step: int) -> None:
+        super().__init__(text)
+        self.step = step
 
 
 @dataclass(frozen=True)
@@ -77,33 +80,6 @@ class Result:
     signal: str | None = None
 
 
-class Signals:
-    """Turns Ctrl-C, SIGTERM and SIGUSR1 into a flag that the loop reads between steps. A second Ctrl-C interrupts at once."""
-
-    names = ("SIGINT", "SIGTERM", "SIGUSR1")
-
-    def __init__(self) -> None:
-        self.got = 0
-        self.before: dict[int, Any] = {}
-
-    def __enter__(self) -> Signals:
-        if threading.current_thread() is threading.main_thread():
-            for name in self.names:
-                number = getattr(signal, name, None)
-                if number is not None:
-                    self.before[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.got and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.got = self.got or number
-
-    def __exit__(self, *exc: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-
 def fit(
     trainable: Trainable,
     feed: Feed,
@@ -112,28 +88,31 @@ def fit(
     *,
     identity: Mapping[str, Any] | None = None,
     free: Sequence[str] = (),
-    prepare: Callable[[Batch, Step], Batch] | None = None,
+    prepare: Prepare | None = None,
     hooks: Sequence[Hook] = (),
+    watch: WatchSettings | None = None,
+    yardstick: Yardstick | None = None,
+    about: Mapping[str, Any] | None = None,
     resume: bool = False,
     quiet: bool = False,
 ) -> Result:
     """Train to the end of the plan, or until a signal asks to stop; either way the state is on disk when this returns.
 
     ``identity``: the resolved settings, kept in every checkpoint; on resume each difference is explained but for those under ``free``
-    (and ``FREE_ON_RESUME``). ``prepare``: device-side augmentation. ``resume``: go on from the newest checkpoint of ``run_dir``.
-    The run folder gets checkpoints/, metrics.jsonl, items.txt and, at the end, model.safetensors (and model_ema.safetensors).
-    Raises CheckpointError (mismatch, full disk), NonFiniteError, and what the feed raises.
+    (and ``FREE_ON_RESUME``). ``prepare``: device-side augmentation. ``hooks`` look at the run when ``watch`` says. ``yardstick``:
+    what utilisation is measured with. ``about``: what run.json says besides the loop's own figures. ``resume``: go on from the newest
+    checkpoint of ``run_dir``.
+
+    The run folder gets checkpoints/, metrics.jsonl, tensorboard/, run.json, items.txt and, at the end, model.safetensors (and
+    model_ema.safetensors). Raises CheckpointError (mismatch, full disk), BadStep, and what the feed raises.
     """
     device = pick_device(settings.device)
     with process_group(device) as ranks, Signals() as signals:
-        reset_peak_memory(device)
-        return _Run(trainable, feed, settings, run_dir, identity or {}, free, prepare, hooks, ranks, device, signals, quiet).go(resume)
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Start measuring the run's own peak."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)  # the run's own peak
+        course = Course(trainable, len(feed), settings, device=device, ranks=ranks, prepare=prepare)
+        run = _Run(trainable, feed, settings, run_dir, identity or {}, free, course, signals, yardstick, quiet)
+        return run.go(resume, hooks, watch or WatchSettings(), about or {})
 
 
 def apply_switches(trainable: nn.Module, settings: TrainSettings) -> None:
@@ -154,82 +133,85 @@ class _Run:
         run_dir: Path,
         identity: Mapping[str, Any],
         free: Sequence[str],
-        prepare: Callable[[Batch, Step], Batch] | None,
-        hooks: Sequence[Hook],
-        ranks: Ranks,
-        device: torch.device,
+        course: Course,
         signals: Signals,
+        yardstick: Yardstick | None,
         quiet: bool,
     ) -> None:
-        self.trainable, self.feed, self.settings, self.run_dir = trainable.to(device).train(), feed, settings, run_dir
-        self.prepare, self.hooks, self.ranks, self.device, self.signals = prepare, hooks, ranks, device, signals
-        self.free = (*FREE_ON_RESUME, *free)
+        self.course, self.plan, self.ranks, self.device = course, course.plan, course.ranks, course.device
+        self.trainable, self.feed, self.settings, self.run_dir = trainable.to(self.device).train(), feed, settings, run_dir
+        self.signals, self.yardstick, self.free = signals, yardstick, (*FREE_ON_RESUME, *free)
         frozen = {n: {"path": m.path, "sha256": m.sha256} for n, m in trainable.named_modules() if isinstance(m, Frozen)}
         meta = {"frozen": frozen, "config": {"train": settings.model_dump(mode="json"), **identity}, "data": dict(feed.fingerprint())}
         self.meta: dict[str, Any] = json.loads(json.dumps(meta))  # as it will read back
-        self.plan = Plan(settings, len(feed), world=ranks.world, tokens=trainable.tokens)
         apply_switches(trainable, settings)
-        self.stepper = Stepper(trainable, settings, self._rate, device=device)
+        self.stepper = Stepper(trainable, settings, course.rate, device=self.device)
         self.checkpoints = Checkpoints(run_dir, settings.keep)
-        self.reporter = Reporter(self.plan.total_steps, quiet=quiet or not ranks.first)
-        self.draw = CounterDraw(settings.seed, torch.zeros(1, dtype=torch.int64, device=device))
-        self.window = Window()
+        peak = yardstick.peak[0] if yardstick is not None and yardstick.peak is not None else ""
+        self.panel = Panel(self.plan.total_steps, folder=run_dir, peak=peak, quiet=quiet or not self.ranks.first)
+        self.window, self.rate, self.lr = Window(), Rate(), 0.0
         self.pending: Pending | None = None
-        self.log: MetricsFile | None = None
-        self.rate = Rate()
-        self.lr = 0.0
+        self.sinks: Sinks | None = None
+        self.file: RunFile | None = None
 
-    def _rate(self, at: Step, schedule: str | None) -> float:
-        return learning_rate(self.settings, self.plan, Position(at.index, at.samples), schedule)
-
-    def go(self, resume: bool) -> Result:
+    def go(self, resume: bool, hooks: Sequence[Hook], watching: WatchSettings, about: Mapping[str, Any]) -> Result:
         began = time.monotonic()
         batches: Iterator[Batch] | None = None
         stopped: str | None = None
+        error: BaseException | None = None
         try:
-            position = self._start(resume)
-            schedule = (list(mine) for p in self.plan.walk(position) for mine, _ in self.plan.micro_batches(p, self.ranks.rank))
-            batches = self.feed.batches(schedule)
+            position = self._start(resume, watching, about)
+            watch = Watch(
+                hooks, watching, self.settings, self.trainable,
+                ranks=self.ranks, device=self.device, say=self.panel.say, doing=self.panel.doing,
+            )  # fmt: skip
+            if position.step == 0:
+                self._look(watch, position)
+            batches = self.feed.batches(self.course.schedule(position))
             saved, last_save = position, time.monotonic()
             mark = last_save
             while not self.plan.done(position):
-                at = self._at(position)
-                micro, shares, waited = self._collect(batches, position, at)
-                self.lr = self._rate(at, None)
-                losses = self.stepper.step(micro, at, shares)
+                at = self.course.at(position)
+                step = self.course.gather(batches, position)
+                self.lr = self.course.rate(at, None)
+                losses = self.stepper.step(step.micro, at, step.shares)
                 before, position = position, self.plan.after(position)
                 self._note(losses, position)
                 # From end to end: the wait for the device's figures is part of a step.
                 now = time.monotonic()
-                self.rate.add(now - mark, waited, self.plan.batch(before))
+                self.rate.add(now - mark, step.waited, self.plan.batch(before))
                 mark = now
-                due = self._due(position, saved, last_save)
-                got, save_now = self.ranks.agree([self.signals.got, int(due)])
-                if got or save_now or self.plan.done(position):
-                    self._read_pending()  # nothing is saved after a step that was not finite
+                self.panel.step(position.step, (self.plan.total_samples - position.samples) * self.rate.seconds_per_sample)
+                due = [int(self._due(position, saved, last_save)), int(watch.due(before, position))]
+                got, save_now, look_now = self.ranks.agree([self.signals.got, *due])
+                done = self.plan.done(position)
+                if got or save_now or look_now or done:
+                    self._read_pending()  # nothing is looked at or saved after a step that was not finite
+                if (look_now or done) and not got:
+                    self._look(watch, position)  # before saving, so that what it found is on disk with the checkpoint's step
+                    mark += watch.last_cost
+                    got = self.ranks.agree([self.signals.got])[0]  # it may have taken long
+                if got or save_now or done:
                     self._save(position)
                     saved, last_save = position, time.monotonic()
                 if got:
                     stopped = signal.Signals(got).name
                     break
+            return self._finish(position, stopped, time.monotonic() - began, watch)
+        except BaseException as problem:
+            error = problem
+            raise
         finally:
-            close = getattr(batches, "close", None)  # a generator has one; what else iterates need not
-            if close is not None:
-                close()
-            self.feed.close()
-            self.reporter.close()
-            if self.log is not None:
-                self.log.close()
-        return self._finish(position, stopped, time.monotonic() - began)
+            self._close(batches, error)
 
-    def _start(self, resume: bool) -> Position:
+    def _start(self, resume: bool, watching: WatchSettings, about: Mapping[str, Any]) -> Position:
         """Restore the newest checkpoint, or begin. Explains every difference to what the checkpoint was made with."""
-        found = self.checkpoints.latest(self.reporter.say) if resume else None
+        found = self.checkpoints.latest(self.panel.say) if resume else None
         position = Position()
         if not resume and self.checkpoints.all():
             raise CheckpointError(f"{self.run_dir} already holds a run; add --resume to continue it, or choose another --out")
         if resume and found is None:
-            self.reporter.say(f"nothing to resume in {self.run_dir}: starting at step 0")
+            self.panel.say(f"nothing to resume in {self.run_dir}: starting at step 0")
         if found is not None:
             meta = read_meta(found.path)
             self._compare(meta, found.path)
@@ -242,18 +224,38 @@ class _Run:
             if self.ranks.first:
                 self.window.load(window.to(self.device), meta["figures"])
             position = Position(meta["step"], meta["samples"])
-            self.reporter.say(f"resumed {found.path} at step {position.step} of {self.plan.total_steps}")
+            self.panel.say(f"resumed {found.path} at step {position.step} of {self.plan.total_steps}")
 
         def open_files() -> None:
-            if self.ranks.first:
-                self.run_dir.mkdir(parents=True, exist_ok=True)
-                self.checkpoints.clean()
-                self.log = MetricsFile(self.run_dir / "metrics.jsonl", resume_step=position.step if found else None)
-                if found is None:
-                    write_text(self.run_dir / "items.txt", "\n".join([*self.feed.keys(), ""]))
+            if not self.ranks.first:
+                return
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.clean()
+            step = position.step if found else None
+            self.sinks = Sinks(self.run_dir, watching, resume_step=step, config=self.meta["config"], say=self.panel.say)
+            self.panel.recall(self.sinks.metrics.kept)
+            self.file = RunFile(self.run_dir, about, resumed=found is not None, say=self.panel.say)
+            self._describe(position)
+            if found is None:
+                write_text(self.run_dir / "items.txt", "\n".join([*self.feed.keys(), ""]))
 
         self.ranks.together(open_files)
         return position
+
+    def _describe(self, position: Position, *, ended: bool = False, **more: Any) -> None:
+        """Bring run.json up to date."""
+        if self.file is None:
+            return
+        self.file.write(
+            ended=ended,
+            machine=machine(self.device, self.ranks.world),
+            parameters=sum(p.numel() for p in self.trainable.parameters()),
+            steps=position.step,
+            total_steps=self.plan.total_steps,
+            samples=position.samples,
+            **(self.yardstick.describe() if self.yardstick is not None else {}),
+            **more,
+        )
 
     def _compare(self, meta: Mapping[str, Any], path: Path) -> None:
         lines = explain_mismatch({k: meta[k] for k in ("config", "data", "frozen")}, self.meta, [f"config.{f}" for f in self.free])
@@ -278,27 +280,6 @@ class _Run:
                 lines.append(f"items {word}: {len(keys)} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})")
         return lines
 
-    def _at(self, position: Position) -> Step:
-        # Between micro-batches (phase_order, after_step, hooks) per-sample draws are those of the step's first sample.
-        draw = self.draw.bind(self.draw.sample + position.samples, position.step)
-        return Step(position.step, position.samples, self.plan.epoch(position), self.plan.progress(position), draw)
-
-    def _collect(self, batches: Iterator[Batch], position: Position, at: Step) -> tuple[list[Batch], list[float], float]:
-        """The step's micro-batches on the device, their shares, and the seconds spent waiting for them."""
-        parts = self.plan.micro_batches(position, self.ranks.rank)
-        before = time.monotonic()
-        found = self.ranks.together(lambda: [next(batches) for _ in parts])
-        waited = time.monotonic() - before
-        micro = []
-        for batch, (mine, _) in zip(found, parts, strict=True):
-            assert len(batch) == len(mine), f"the feed returned {len(batch)} samples for {len(mine)}"
-            batch = batch.to(self.device)
-            micro.append(self.prepare(batch, self._bound(at, batch)) if self.prepare else batch)
-        return micro, [share for _, share in parts], waited
-
-    def _bound(self, at: Step, batch: Batch) -> Step:
-        return Step(at.index, at.samples, at.epoch, at.progress, at.draw.bind(batch.sample, at.index))
-
     def _note(self, losses: Losses, position: Position) -> None:
         """Keep this step's figures; read those of the step before; log when due."""
         self._read_pending()
@@ -309,13 +290,11 @@ class _Run:
             return
         means = self._over_processes(self.window.means()) | {"finite": flag}
         extra: dict[str, Any] = {"samples": position.samples, "epoch": self.plan.epoch(position), "lr": self.lr}
-        extra["wait"] = self.rate.wait_share
-        per = self.rate.seconds_per_sample
-        extra |= {"clips_per_s": 1 / per if per else 0.0}
-        if self.device.type == "cuda":
-            extra["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
-        for hook in self.hooks:
-            extra |= hook.after_step(self.trainable, self._at(position), self.ranks)
+        extra |= self.rate.figures()
+        if self.yardstick is not None:
+            extra |= self.yardstick.figures(extra["clips_per_s"], self.ranks.world)
+        if (memory := peak_memory(self.device)) is not None:
+            extra["memory_gib"] = memory
         self.pending = send(position.step, means, extra)
 
     def _over_processes(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -332,22 +311,32 @@ class _Run:
             return
         figures = pending.read()
         if figures.pop("finite") == 0.0:
-            last = self.checkpoints.all()
+            last, step = self.checkpoints.all(), pending.step - 1
             kept = f"The newest checkpoint is {last[-1].path}." if last else "There is no checkpoint yet."
-            raise NonFiniteError(
-                f"the gradient of step {pending.step - 1} is not finite; that step was skipped and the run stopped. {kept} "
-                "Lower train.lr, set train.clip=1.0, use train.precision=fp32, or look at the input."
+            raise BadStep(
+                f"the gradient of step {step} is not finite; that step was skipped and the run stopped. {kept} "
+                "Lower train.lr, set train.clip=1.0, use train.precision=fp32, or look at the input.",
+                step,
             )
-        if not pending.extra:
-            return
+        if pending.extra:
+            self._write({"step": pending.step, **figures, **pending.extra})
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        """A row to all places; a disk that is full ends all processes alike."""
 
         def write() -> None:
-            if self.log is not None:
-                self.log.write({"step": pending.step, **figures, **pending.extra})
+            if self.sinks is not None:
+                self.sinks.write(row)
 
         self.ranks.together(write)
-        remaining = self.plan.total_samples - pending.extra["samples"]
-        self.reporter.show(pending.step, figures["loss"], self.rate, pending.extra["lr"], max(0, remaining))
+        if self.ranks.first:
+            self.panel.row(row, self.feed.report())
+
+    def _look(self, watch: Watch, position: Position) -> None:
+        """Let the hooks look at the run; what they found is a row of its own."""
+        found = watch.look(self.course.at(position))
+        if self.ranks.agree([len(found)])[0]:
+            self._write({"step": position.step, "samples": position.samples, "epoch": self.plan.epoch(position), **found})
 
     def _due(self, position: Position, saved: Position, last_save: float) -> bool:
         """Whether a checkpoint is due; the first process's clock decides."""
@@ -368,11 +357,14 @@ class _Run:
 
         def write() -> None:
             if self.ranks.first:
+                if self.sinks is not None:
+                    self.sinks.flush()  # what a run that goes on from here will not write again
                 self.checkpoints.save(position.step, self.stepper.snapshot().tensors | {"figures/window": figures.cpu()}, meta)
 
         self.ranks.together(write)
+        self._describe(position)
 
-    def _finish(self, position: Position, stopped: str | None, seconds: float) -> Result:
+    def _finish(self, position: Position, stopped: str | None, seconds: float, watch: Watch) -> Result:
         done = self.plan.done(position)
         meta = {**self.meta, "format": FORMAT, "step": position.step, "samples": position.samples}
 
@@ -383,6 +375,20 @@ class _Run:
                     write_tensors(self.run_dir / "model_ema.safetensors", self.trainable.state_dict() | self.stepper.ema, meta)
 
         self.ranks.together(write)
-        return Result(
-            position.step, position.samples, self.plan.total_steps, seconds, None if done else stopped, self.feed.report(), signal=stopped
-        )
+        report = {**self.feed.report(), "hooks_failed": watch.failed} if watch.failed else self.feed.report()
+        stopped_by = None if done else stopped
+        self._describe(position, ended=True, stopped_by=stopped_by, watch_seconds=round(watch.seconds, 3), report=report)
+        return Result(position.step, position.samples, self.plan.total_steps, seconds, stopped_by, report, signal=stopped)
+
+    def _close(self, batches: Iterator[Batch] | None, error: BaseException | None) -> None:
+        close = getattr(batches, "close", None)  # a generator has one; what else iterates need not
+        if close is not None:
+            close()
+        self.feed.close()
+        self.panel.close()
+        if self.sinks is not None:
+            self.sinks.close()
+        if self.file is not None and error is not None:
+            self.file.failed = True  # the error itself is what is to be said
+            kind = NonFiniteError if isinstance(error, NonFiniteError) else type(error)
+            self.file.write(ended=True, stopped_by=kind.__name__, error=str(error))

@@ -1,4 +1,4 @@
-"""What a run says while it goes: metrics.jsonl, and one line of progress. Figures are copied from the device without waiting for it."""
+"""A run's figures: copied from the device without waiting for it, averaged, written to metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 import sys
-import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,9 +13,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
-from rich.text import Text
 from torch import Tensor
 
 from tubelet.errors import CheckpointError
@@ -79,12 +75,14 @@ class Window:
 
 
 class MetricsFile:
-    """metrics.jsonl: one object a line, each with its ``step``. On resume, lines after the checkpoint's step are dropped."""
+    """metrics.jsonl: one object a line, each with its ``step``. On resume, lines after the checkpoint's step are dropped; ``kept`` holds
+    the others."""
 
     def __init__(self, path: Path, *, resume_step: int | None) -> None:
-        self.path = path
+        self.path, self.kept = path, list[dict[str, Any]]()
         if resume_step is not None and path.exists():
             lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= resume_step]
+            self.kept = [json.loads(line) for line in lines]
             write_text(path, "".join(line + "\n" for line in lines))
         elif resume_step is None:
             write_text(path, "")
@@ -134,6 +132,29 @@ class Rate:
         total = sum(s for s, _, _ in self.steps)
         return sum(w for _, w, _ in self.steps) / total if total else 0.0
 
+    def figures(self) -> dict[str, float]:
+        per = self.seconds_per_sample
+        return {"wait": self.wait_share, "clips_per_s": 1 / per if per else 0.0}
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What utilisation is measured with. ``forward_flops``: matrix products and attention of one sample's forward pass. ``peak``: name and
+    FLOP/s of one process's device, None = not known."""
+
+    forward_flops: float
+    peak: tuple[str, float] | None
+
+    def figures(self, clips_per_s: float, processes: int) -> dict[str, float]:
+        """``tflops``: what the model's own arithmetic comes to, a backward pass counted as two forward passes, over all processes.
+        ``mfu``: its share of the peaks. Recomputed activations do not count."""
+        rate = 3 * self.forward_flops * clips_per_s
+        return {"tflops": rate / 1e12} | ({"mfu": rate / (self.peak[1] * processes)} if self.peak else {})
+
+    def describe(self) -> dict[str, Any]:
+        """For run.json."""
+        return {"forward_flops": self.forward_flops, "peak": dict(zip(("name", "flops"), self.peak, strict=True)) if self.peak else None}
+
 
 def duration(seconds: float) -> str:
     """``45s``, ``12m05s``, ``3h10m``, ``2d04h``."""
@@ -147,45 +168,12 @@ def duration(seconds: float) -> str:
     return f"{s // 86400}d{s % 86400 // 3600:02d}h"
 
 
-class _Figures(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(task.fields.get("figures", ""))
-
-
-class Reporter:
-    """Progress on a terminal, or a plain line every ``every`` seconds where there is none. Silent with ``quiet``."""
-
-    def __init__(self, total: int, *, quiet: bool = False, every: float = 10.0, stream: TextIO | None = None) -> None:
-        self.total, self.quiet, self.every = total, quiet, every
-        self.console = Console(file=stream or sys.stderr)
-        self.last = -math.inf
-        self.live: Progress | None = None
-
-    def _live(self) -> Progress:
-        if self.live is None:
-            live = Progress(TextColumn("step {task.completed}/{task.total}"), BarColumn(), _Figures(), console=self.console)
-            live.start()
-            self.live, self.task = live, live.add_task("train", total=self.total)
-        return self.live
-
-    def say(self, text: str) -> None:
-        """One line that stays."""
-        if not self.quiet:
-            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    def show(self, step: int, loss: float, rate: Rate, lr: float, remaining_samples: int) -> None:
-        per = rate.seconds_per_sample
-        speed = 1 / per if per else 0.0
-        eta = duration(remaining_samples * per)
-        text = f"loss {loss:.4f}  lr {lr:.2e}  {speed:.1f} clips/s  wait {100 * rate.wait_share:.0f}%  ETA {eta}"
-        if self.quiet:
-            return
-        if self.console.is_terminal:
-            self._live().update(self.task, completed=step, figures=text)
-        elif time.monotonic() - self.last >= self.every or step >= self.total:
-            self.last = time.monotonic()
-            self.say(f"step {step}/{self.total}  {text}")
-
-    def close(self) -> None:
-        if self.live is not None:
-            self.live.stop()
+def peak_memory(device: torch.device) -> float | None:
+    """GiB: the most that tensors on a GPU took, elsewhere the most main memory that this process took. None where it is not known."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        import resource
+    except ModuleNotFoundError:  # not on Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)

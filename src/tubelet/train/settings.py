@@ -1,4 +1,4 @@
-"""How a stage is trained: length, batch, optimiser, precision, what is saved when."""
+"""How a stage is trained: length, batch, optimiser, precision, what is saved when; and how the run is watched meanwhile."""
 
 from __future__ import annotations
 
@@ -57,5 +57,31 @@ class TrainSettings(Settings):
         return self
 
 
+class WatchSettings(Settings):
+    """What a run shows of itself while it trains. Nothing here changes what is learned, so all of it may change on resume.
+
+    Pictures and figures come before the first step, after the last, and whenever ``every_samples`` or ``every_minutes`` says.
+    """
+
+    pictures: int = Field(default=4, ge=0, le=64, description="clips drawn with their mask and reconstruction; 0 = no pictures")
+    probe: int = Field(
+        default=400, ge=0, description="training items that the online probe, kNN and the embedding's rank use; 0 = none of them"
+    )
+    every_samples: int | None = Field(default=None, gt=0, description="samples between looks")
+    every_minutes: float | None = Field(default=10.0, gt=0, description="minutes between looks, longer where that would cost more than 5 %")
+    tensorboard: bool = Field(default=True, description="write event files into tensorboard/ of the run folder")
+    wandb: bool | str = Field(
+        default=False, description="true or a project's name: send the figures to Weights & Biases (pip install wandb)"
+    )
+
+
 # Fields that may differ when a run is resumed: they change where and how fast it runs, not which numbers it computes from what.
-FREE_ON_RESUME = ("train.micro", "train.device", "train.checkpoint_every", "train.checkpoint_minutes", "train.keep", "train.log_every")
+FREE_ON_RESUME = (
+    "train.micro",
+    "train.device",
+    "train.checkpoint_every",
+    "train.checkpoint_minutes",
+    "train.keep",
+    "train.log_every",
+    "watch",
+)
