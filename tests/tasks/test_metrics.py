@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from tubelet.errors import ConfigError
 from tubelet.tasks import Score
+from tubelet.tasks.details import tables
 from tubelet.tasks.metrics import classification, mcnemar, paired_interval, per_class, top_k, wilson
 
 
@@ -128,8 +131,68 @@ def test_score_is_json(tmp_path):
     score.save_json(tmp_path / "s.json")
     back = json.loads((tmp_path / "s.json").read_text())
     assert back["failures"] == [["bad.mp4", "empty file"]]
-    assert back["predictions"][1] == {"key": "v1", "class": "c1", "predicted": "c2"}
+    assert back["predictions"][1] == {"key": "v1", "class": "c1", "predicted": "c2", "probability": 0.0}
     assert back["value"] == score.value
+    assert back["classes"] == ["c0", "c1", "c2"]
+    assert back["confusion"] == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]
+    assert back["recalls"] == [{"name": "c0", "right": 1, "n": 1}, {"name": "c1", "right": 0, "n": 1}]
+    assert back["confused"] == [{"true": "c1", "predicted": "c2", "n": 1, "of": 1}]
+    assert back["hardest"][0] == {"key": "v1", "true": "c1", "predicted": "c2", "probability": 0.0}
+    assert "\n  [ 0, 0, 1 ],\n" in score.to_json()
+
+
+def test_names_that_are_no_text_can_be_written(tmp_path):
+    score = classification("x", np.eye(2), np.arange(2), ["a\udcff.mp4", "[\n 1\n]"], ("a", "b"), n_total=2, details={"pool": "mean"})
+    score.save_json(tmp_path / "s.json")
+    assert [p["key"] for p in json.loads((tmp_path / "s.json").read_text())["predictions"]] == ["a\ufffd.mp4", "[\n 1\n]"]
+
+
+@given(st.integers(1, 60), st.integers(2, 6), st.integers(0, 1000))
+def test_the_details_agree_with_each_other_and_with_a_plain_count(n: int, classes: int, seed: int):
+    rng = np.random.default_rng(seed)
+    scores, labels = rng.random((n, classes)), rng.integers(0, classes, n)
+    names = [f"c{i}" for i in range(classes)]
+    score = classification("x", scores, labels, [f"v{i}" for i in range(n)], names, n_total=n, details={"pool": "mean"})
+    found = score.confusion()
+    said = list(zip(labels.tolist(), scores.argmax(1).tolist(), strict=True))
+    assert found.tolist() == [[said.count((i, j)) for j in range(classes)] for i in range(classes)]
+    assert found.trace() == round(score.value * n)
+    assert [(r.name, r.n) for r in score.recalls()] == [(names[i], int((labels == i).sum())) for i in range(classes) if (labels == i).any()]
+    assert {r.name: pytest.approx(r.share) for r in score.recalls()} == score.details["per_class"]
+    pairs = score.confused(100)
+    assert sum(p.n for p in pairs) == n - found.trace()
+    assert all(p.true != p.predicted and found[names.index(p.true), names.index(p.predicted)] == p.n for p in pairs)
+    assert [p.n for p in pairs] == sorted((p.n for p in pairs), reverse=True)
+    clips = score.hardest(n)
+    given_true = scores[np.arange(n), labels] / scores.sum(1)
+    assert [c.probability for c in clips] == pytest.approx(sorted(given_true))
+    assert {c.key: (c.true, c.predicted) for c in clips} == dict(score.predictions)
+    assert len(score.hardest(3)) == min(3, n)
+
+
+def test_a_class_without_test_items_has_a_row_but_no_recall():
+    score = classification("x", np.eye(3)[[0, 0, 2]], np.array([0, 0, 2]), list("xyz"), ("a", "b", "c"), n_total=3)
+    assert score.confusion().tolist() == [[2, 0, 0], [0, 0, 0], [0, 0, 1]]
+    assert [r.name for r in score.recalls()] == ["a", "c"]
+    assert score.confused() == []
+
+
+@pytest.mark.parametrize("bad", [-1.0, np.nan])
+def test_logits_are_no_probabilities(bad: float):
+    with pytest.raises(ValueError, match="softmax of logits"):
+        classification("x", np.array([[1.0, bad]]), np.zeros(1, int), ["v"], ("a", "b"), n_total=1)
+
+
+def test_tables_for_a_terminal():
+    console = Console(width=100, record=True, file=io.StringIO())
+    labels = np.array([0, 0, 0, 1, 1, 2])
+    scores = np.array([[0.1, 0.9, 0], [0.2, 0.8, 0], [1, 0, 0], [0, 1, 0], [0, 0.7, 0.3], [0, 0, 1.0]])
+    keys = ["[bold]a.mp4", "b.mp4", "c.mp4", "d.mp4", "e.mp4", "f.mp4"]
+    console.print(tables(classification("x", scores, labels, keys, ("a", "b", "c"), n_total=6, details={"pool": "mean"})))
+    lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
+    assert any(line.startswith("a 1 3 33 %") and line.endswith("a b 2 3") for line in lines)
+    assert "[bold]a.mp4 a b 0.100" in lines
+    assert lines.index("[bold]a.mp4 a b 0.100") < lines.index("b.mp4 a b 0.200") < lines.index("e.mp4 b b 0.700")
 
 
 def test_compare_is_paired():

@@ -1,13 +1,21 @@
-"""Names of VideoMAE's parameters: ours <-> the official checkpoints' (page section 7)."""
+"""VideoMAE's official checkpoints (page section 7): their names <-> ours, and an encoder from one of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
-from tubelet.errors import CheckpointError
+from tubelet.config import overlay, parse
+from tubelet.errors import CheckpointError, ConfigError
+from tubelet.interop.outside import EncoderOnly, Report, fill, some
+from tubelet.interop.weights import prefix_of, without_prefix
+from tubelet.methods.videomae import Config
+from tubelet.nn.encoder import SIZES
 
 Layout = Literal["pretrain", "classifier"]
 
@@ -62,3 +70,134 @@ def to_official(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor
     """Our state dict under the official names: the inverse of :func:`from_official`."""
     named = {name: value[None] if name.endswith("position.rows") else value for name, value in state.items()}
     return {official_name(name, layout): value for name, value in named.items()}
+
+
+MARKER = "patch_embed.proj.weight"
+LAYOUTS: dict[Layout, str] = {"pretrain": "VideoMAE pre-training file", "classifier": "VideoMAE fine-tuned file"}
+TRANSFORMERS = "embeddings.patch_embeddings.projection.weight"
+
+
+def layout_of(state: Mapping[str, Tensor], where: str | Path) -> tuple[dict[str, Tensor], Layout]:
+    """The state dict without wrapper prefixes, and which of the two layouts it has. Raises CheckpointError for another one."""
+    prefix = prefix_of(state, MARKER)
+    if prefix is None:
+        if any(name.endswith(TRANSFORMERS) for name in state):
+            raise CheckpointError(f"{where} has the names of the transformers package; Tubelet reads the official VideoMAE files")
+        known = some(sorted(state))
+        raise CheckpointError(f"{where} is no VideoMAE checkpoint in an official layout: it has no {MARKER}, but {known}")
+    layout: Layout = "pretrain" if prefix.endswith("encoder.") else "classifier"
+    return without_prefix(state, prefix.removesuffix("encoder."), where), layout
+
+
+def infer(state: Mapping[str, Tensor], layout: Layout, where: str | Path) -> dict[str, Any]:
+    """Settings of the encoder that can be read off a state dict: all but the number of heads.
+
+    Width, patch and tubelet from the embedding's kernel; blocks counted; MLP ratio, the form of the attention's biases, LayerScale and
+    learned positions from what is there. Raises CheckpointError where it is no video encoder.
+    """
+    first = "encoder." if layout == "pretrain" else ""
+    kernel = state[first + MARKER]
+    if kernel.ndim != 5:
+        raise CheckpointError(f"{where} holds an image model: its {first}{MARKER} is {tuple(kernel.shape)}, a video's has five dimensions")
+    blocks = {int(match[1]) for name in state if (match := re.match(rf"{re.escape(first)}blocks\.(\d+)\.", name))}
+    if not blocks or blocks != set(range(len(blocks))):
+        gone = sorted(set(range(max(blocks, default=0) + 1)) - blocks)
+        raise CheckpointError(f"{where} lacks the encoder's block {gone[0]}" + (f"; it has {len(blocks)} others" if blocks else ""))
+
+    def block(name: str) -> Tensor | None:
+        return state.get(f"{first}blocks.0.{name}")
+
+    dim, hidden, scale = kernel.shape[0], block("mlp.fc1.weight"), block("attn.scale")
+    attention = "bias" if block("attn.qkv.bias") is not None else "no_bias"
+    if block("attn.q_bias") is not None:
+        attention = "qv_bias" if scale is None else "cosine"
+    found: dict[str, Any] = {"dim": dim, "depth": len(blocks), "patch": list(kernel.shape[2:]), "attention": attention}
+    if hidden is not None:
+        found["mlp_ratio"] = len(hidden) / dim if int(dim * (len(hidden) / dim)) == len(hidden) else (len(hidden) + 0.5) / dim
+    if block("gamma_1") is not None:
+        found["init_values"] = 0.1  # where a control with random weights starts; the file's own values are loaded
+    if first + "pos_embed" in state:
+        found["position"] = "learned"
+    if scale is not None:
+        found["heads"] = len(scale)
+    return found
+
+
+def settings_of(state: Mapping[str, Tensor], layout: Layout, where: str | Path, settings: Sequence[str] = ()) -> Config:
+    """The method's settings for a state dict: inferred, with ``["heads=3", ...]`` on top; heads by the width from the table of sizes.
+
+    Raises ConfigError where the width is none of the table's and no heads are given: a file does not say how many there are.
+    """
+    found = overlay(infer(state, layout, where), settings)
+    dim, asked = found["dim"], found.get("size")
+    if asked in SIZES and SIZES[asked].dim != dim:
+        raise ConfigError(f"method.size={asked} is {SIZES[asked].dim} wide, {where} holds an encoder {dim} wide")
+    size = asked or next((name for name, named in SIZES.items() if named.dim == dim), None)
+    if size is None and "heads" not in found:
+        widths = ", ".join(f"{name} {named.dim}" for name, named in SIZES.items())
+        raise ConfigError(
+            f"{where} holds an encoder of width {dim}, which no named size has ({widths}), and a file of weights does not say how many "
+            "attention heads there are: give method.heads=N"
+        )
+    return parse(Config, found if size is None else {"size": size, **found}, where=f"{where}, method")
+
+
+def load_encoder(
+    state: Mapping[str, Tensor],
+    where: str | Path,
+    *,
+    frames: int,
+    size: tuple[int, int],
+    settings: Sequence[str] = (),
+    strict: bool = True,
+    random: bool = False,
+) -> tuple[EncoderOnly, Config, Report]:
+    """The encoder of an official pre-training or fine-tuning state dict, for clips of ``frames`` frames of ``size`` (H, W).
+
+    A fine-tuned file has no norm after its blocks (its ``fc_norm`` follows the pooling and belongs to the head), so that encoder has none
+    either. ``strict``: refuse tensors of the encoder that are missing or unknown. ``random``: the same architecture, untrained.
+    Raises CheckpointError, ConfigError.
+    """
+    state, layout = layout_of(state, where)
+    config = settings_of(state, layout, where, settings)
+    kernel = state[("encoder." if layout == "pretrain" else "") + MARKER]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = config.build_encoder(frames=frames, size=size, channels=kernel.shape[1])
+    if layout == "classifier" and "norm.weight" not in state:
+        encoder = encoder.variant(norm=False)
+    given, unused, unexpected = _sorted(state, layout, set(encoder.state_dict()))
+    missing = tuple(official_name(f"encoder.{name}", layout) for name in encoder.state_dict() if name not in given)
+    wrong = [name for name in unexpected if layout == "classifier" or name.startswith("encoder.")]
+    if strict and (missing or wrong):
+        said = [f"{len(missing)} missing ({some(missing)})"] if missing else []
+        said += [f"{len(wrong)} unknown ({some(wrong)})"] if wrong else []
+        raise CheckpointError(
+            f"{where} does not fit this encoder: of its tensors {' and '.join(said)}; it may be of another family, or method settings are "
+            "wrong. load(..., strict=False) takes what fits and leaves the rest random"
+        )
+    resized = [] if random else fill(encoder, given, str(where))
+    loaded = () if random else tuple(said for said, _ in given.values())
+    return EncoderOnly(encoder=encoder), config, Report(LAYOUTS[layout], loaded, missing, unexpected, unused, tuple(resized))
+
+
+def _sorted(
+    state: Mapping[str, Tensor], layout: Layout, own: set[str]
+) -> tuple[dict[str, tuple[str, Tensor]], tuple[str, ...], tuple[str, ...]]:
+    """(our name -> (official name, tensor)) of the encoder's tensors; names of other known parts; unknown names."""
+    given: dict[str, tuple[str, Tensor]] = {}
+    unused, unexpected = [], []
+    for name, value in state.items():
+        try:
+            ours = our_name(name, layout)
+        except CheckpointError:
+            unexpected.append(name)
+            continue
+        inner = ours.removeprefix("encoder.")
+        if inner == ours:
+            unused.append(name)
+        elif inner not in own:
+            unexpected.append(name)
+        else:
+            given[inner] = name, value[0] if inner == "position.rows" else value
+    return given, tuple(unused), tuple(unexpected)

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tubelet.config import did_you_mean
-from tubelet.core import Batch, Method, Tokens
+from tubelet.core import Method, Tokens
 from tubelet.errors import CheckpointError, ConfigError, DataError
 from tubelet.nn import pool as pools
 from tubelet.train.checkpoint import atomic
@@ -117,6 +117,36 @@ def pool_tokens(tokens: Tokens, kind: str) -> Tensor:
 
 
 @torch.no_grad()
+def encoded(
+    model: Method, feed: EvalFeed, *, device: torch.device | str = "cpu", progress: Callable[[int, int], None] | None = None
+) -> Iterator[tuple[list[tuple[int, np.ndarray]], Tokens]]:
+    """Batch by batch: (table row, which rows of the tokens are its views) of every item in the batch's order, and the tokens.
+
+    The model runs in eval mode and in its own precision, and gets its mode back at the end. ``progress(done, total)`` counts items.
+    Raises DataError where nothing can be read.
+    """
+    was_training = model.training
+    model = model.to(device).eval()
+    done = 0
+    try:
+        for batch in feed:
+            items = batch.labels["item"]
+            assert isinstance(items, Tensor)
+            numbers = items.numpy()
+            order = list(dict.fromkeys(numbers.tolist()))
+            done += len(order)
+            yield [(int(i), np.flatnonzero(numbers == i)) for i in order], model.encode(batch.to(device))
+            if progress is not None:
+                progress(min(done + len(feed.failures), feed.n_total), feed.n_total)
+    finally:
+        model.train(was_training)
+    if not done:
+        failures = [(str(key), str(reason)) for key, reason in feed.failures]
+        raise DataError(f"none of the {feed.n_total} items could be read{_first(failures)}")
+    if progress is not None:
+        progress(feed.n_total, feed.n_total)
+
+
 def embed(
     model: Method,
     feed: EvalFeed,
@@ -131,41 +161,24 @@ def embed(
     ``progress(done, total)`` is called after every batch, in items. The model runs in eval mode and in its own precision.
     Raises ConfigError for a pool that does not fit, CheckpointError for a vector that is not finite, DataError where nothing can be read.
     """
-    was_training = model.training
-    model = model.to(device).eval()
     found: dict[int, np.ndarray] = {}
-    seen = 0
-    try:
-        for batch in feed:
-            for item, vector in _vectors(model, batch.to(device), pool):
-                assert item not in found, "the views of an item must come in one batch"
-                if not np.isfinite(vector).all():
-                    raise CheckpointError(f"the encoder's output for {table.keys[item]} is not finite: the weights are damaged or diverged")
-                found[item] = vector
-            seen = max(seen, len(found) + len(feed.failures))
-            if progress is not None:
-                progress(seen, feed.n_total)
-    finally:
-        model.train(was_training)
-    failures = tuple((str(key), str(reason)) for key, reason in feed.failures)
-    if not found:
-        raise DataError(f"none of the {feed.n_total} items could be read{_first(failures)}")
-    if progress is not None:
-        progress(feed.n_total, feed.n_total)
-    return _collect(found, table, failures, feed.n_total, pool)
+    for items, tokens in encoded(model, feed, device=device, progress=progress):
+        vectors = pool_tokens(tokens, pool).double().cpu().numpy()
+        for item, views in items:
+            assert item not in found, "the views of an item must come in one batch"
+            found[item] = finite(vectors[views].mean(0), table.keys[item])
+    return collect(found, table, feed, pool)
 
 
-def _vectors(model: Method, batch: Batch, pool: str) -> list[tuple[int, np.ndarray]]:
-    """(table row, mean over its views) of the items of a batch, in the batch's order."""
-    rows = pool_tokens(model.encode(batch), pool).double().cpu().numpy()
-    items = batch.labels["item"]
-    assert isinstance(items, Tensor)
-    numbers = items.cpu().numpy()
-    order = list(dict.fromkeys(numbers.tolist()))
-    return [(int(i), rows[numbers == i].mean(0)) for i in order]
+def finite(values: np.ndarray, key: str) -> np.ndarray:
+    """The same numbers. Raises CheckpointError where one is not finite."""
+    if not np.isfinite(values).all():
+        raise CheckpointError(f"the encoder's output for {key} is not finite: the weights are damaged or diverged")
+    return values
 
 
-def _collect(found: dict[int, np.ndarray], table: Table, failures: tuple[tuple[str, str], ...], total: int, pool: str) -> Embeddings:
+def collect(found: Mapping[int, np.ndarray], table: Table, feed: EvalFeed, pool: str) -> Embeddings:
+    """The vectors of table rows, after ``feed`` has been read to its end."""
     rows = sorted(found)
     items = [table.item(row) for row in rows]
 
@@ -179,8 +192,8 @@ def _collect(found: dict[int, np.ndarray], table: Table, failures: tuple[tuple[s
         vectors=np.stack([found[row] for row in rows]).astype(np.float32),
         labels=np.array([i.label for i in items], np.int64),
         classes=tuple(table.classes),
-        failures=failures,
-        n_total=total,
+        failures=tuple((str(key), str(reason)) for key, reason in feed.failures),
+        n_total=feed.n_total,
         pool=pool,
     )
 

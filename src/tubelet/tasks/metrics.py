@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tubelet.errors import ConfigError
+from tubelet.tasks import confusion as mistakes
 
 Z95 = 1.959963984540054  # two-sided 95 % of the normal distribution
 
@@ -92,7 +94,8 @@ class Score:
 
     ``value``, ``low``, ``high``: top-1 accuracy and its 95 % Wilson interval, shares in [0, 1], over the ``n_scored`` test items that
     could be read of ``n_total``. ``failures``: (key, reason) of the others. ``details``: settings that were chosen, figures, and what
-    became of the training items. ``predictions``: test key -> (true class, predicted class).
+    became of the training items. ``predictions``: test key -> (true class, predicted class). ``probabilities``: test key -> what the true
+    class was given, in [0, 1]. ``classes``: all that could be predicted.
     """
 
     name: str
@@ -104,6 +107,8 @@ class Score:
     failures: Sequence[tuple[str, str]] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
     predictions: Mapping[str, tuple[str, str]] = field(default_factory=dict, repr=False)
+    probabilities: Mapping[str, float] = field(default_factory=dict, repr=False)
+    classes: Sequence[str] = field(default=(), repr=False)
 
     def __str__(self) -> str:
         classes = int(self.details["classes"])
@@ -116,6 +121,22 @@ class Score:
             f"{self.n_scored} / {self.n_total} scored, {classes} classes, chance {100 / classes:.1f} %{trivial}"
         )
 
+    def confusion(self) -> np.ndarray:
+        """(C, C) int64 counts: rows are true classes, columns predicted ones, in the order of ``classes``."""
+        return mistakes.counts(self.predictions, self.classes)
+
+    def recalls(self) -> list[mistakes.Recall]:
+        """How many items of each class were found, of how many; classes that the test set lacks are left out."""
+        return mistakes.recalls(self.confusion(), self.classes)
+
+    def confused(self, most: int = 10) -> list[mistakes.Confused]:
+        """The ``most`` frequent mistakes, by true and predicted class."""
+        return mistakes.confused(self.confusion(), self.classes)[:most]
+
+    def hardest(self, most: int = 10) -> list[mistakes.Hard]:
+        """The test items whose true class was given the lowest probability, lowest first."""
+        return mistakes.hardest(self.predictions, self.probabilities)[:most]
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {
@@ -127,12 +148,21 @@ class Score:
             "n_total": self.n_total,
             "failures": [list(f) for f in self.failures],
             "details": dict(self.details),
-            "predictions": [{"key": k, "class": true, "predicted": said} for k, (true, said) in self.predictions.items()],
+            "classes": list(self.classes),
+            "confusion": self.confusion().tolist(),
+            "recalls": [recall._asdict() for recall in self.recalls()],
+            "confused": [pair._asdict() for pair in self.confused()],
+            "hardest": [item._asdict() for item in self.hardest()],
+            "predictions": [
+                {"key": key, "class": true, "predicted": said, "probability": self.probabilities.get(key)}
+                for key, (true, said) in self.predictions.items()
+            ],
         }
 
     def to_json(self) -> str:
-        """The dictionary as JSON text."""
-        return json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n"
+        """The dictionary as JSON text, a row of the confusion matrix on each line. Bytes of file names that are no text are replaced."""
+        text = json.dumps(self.as_dict(), indent=1, ensure_ascii=False).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        return re.sub(r"\[\n[\d,\s]+\]", lambda row: " ".join(row[0].split()), text) + "\n"  # no string holds a bare newline
 
     def save_json(self, path: Path | str) -> None:
         """Write :meth:`to_json`, atomically."""
@@ -170,7 +200,13 @@ def classification(
     failures: Sequence[tuple[str, str]] = (),
     details: Mapping[str, Any] | None = None,
 ) -> Score:
-    """The Score of class scores (N, C) against labels (N,) int64 in 0..C-1. Top-5 joins where there are at least 10 classes."""
+    """The Score of class scores (N, C) against labels (N,) int64 in 0..C-1. Top-5 joins where there are at least 10 classes.
+
+    ``scores_NC``: probabilities, or votes, whose share of their row counts as probability. Raises ValueError for negative scores
+    (logits: take their softmax first).
+    """
+    if scores_NC.size and not scores_NC.min() >= 0:
+        raise ValueError("class scores must be probabilities or votes, 0 or more; take the softmax of logits first")
     right = top_k(scores_NC, labels_N)
     low, high = wilson(int(right.sum()), len(right))
     by_class = per_class(right, labels_N, classes)
@@ -179,5 +215,17 @@ def classification(
         more["top5"] = float(top_k(scores_NC, labels_N, 5).mean())
     more["commonest"] = float(np.bincount(labels_N, minlength=len(classes)).max() / len(labels_N))
     said = scores_NC.argmax(1)
-    predictions = {k: (classes[int(t)], classes[int(p)]) for k, t, p in zip(keys, labels_N, said, strict=True)}
-    return Score(name, float(right.mean()), low, high, len(right), n_total, tuple(failures), {**(details or {}), **more}, predictions)
+    given = np.take_along_axis(scores_NC, labels_N[:, None], 1)[:, 0] / np.maximum(scores_NC.sum(1), np.finfo(np.float64).tiny)
+    return Score(
+        name,
+        float(right.mean()),
+        low,
+        high,
+        len(right),
+        n_total,
+        tuple(failures),
+        {**(details or {}), **more},
+        {k: (classes[int(t)], classes[int(p)]) for k, t, p in zip(keys, labels_N, said, strict=True)},
+        dict(zip(keys, given.tolist(), strict=True)),
+        tuple(classes),
+    )

@@ -55,6 +55,12 @@ class LinearProbe:
         return out
 
 
+def judge(scores_NC: np.ndarray, labels_N: np.ndarray) -> tuple[float, float]:
+    """What settings are chosen by: accuracy, and where that is equal, the mean log probability of the true class."""
+    given = scores_NC[np.arange(len(scores_NC)), labels_N]
+    return float(top_k(scores_NC, labels_N).mean()), float(np.log(np.maximum(given, 1e-12)).mean())
+
+
 def choose_strength(x_ND: np.ndarray, y_N: np.ndarray, classes: int, seed: int) -> tuple[float, dict[str, float]]:
     """The strength with the best accuracy on a seeded held-out part of the training set, and what each reached.
 
@@ -64,15 +70,11 @@ def choose_strength(x_ND: np.ndarray, y_N: np.ndarray, classes: int, seed: int) 
     out = held_out(y_N, seed)
     if not out.any() or len(np.unique(y_N[~out])) < 2:
         return 1.0, {}
-    best, tried = (-1.0, -np.inf, 1.0), {}
+    judged = {}
     for strength in STRENGTHS:
         scores = LinearProbe(x_ND[~out], y_N[~out], strength=strength, classes=classes).scores(x_ND[out])
-        accuracy = float(top_k(scores, y_N[out]).mean())
-        likelihood = float(np.log(np.maximum(scores[np.arange(len(scores)), y_N[out]], 1e-12)).mean())
-        tried[f"{strength:g}"] = accuracy
-        if (accuracy, likelihood) > best[:2]:
-            best = (accuracy, likelihood, strength)
-    return best[2], tried
+        judged[strength] = judge(scores, y_N[out])
+    return max(judged, key=judged.__getitem__), {f"{strength:g}": accuracy for strength, (accuracy, _) in judged.items()}
 
 
 def score_probe(train: Embeddings, test: Embeddings, *, seed: int = 0) -> Score:
