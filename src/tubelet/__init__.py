@@ -8,13 +8,55 @@ from typing import TYPE_CHECKING, Any
 from tubelet.errors import CheckpointError, ConfigError, DataError, DecodeError, NonFiniteError, TubeletError
 
 if TYPE_CHECKING:
-    from tubelet.api import Loaded, embed, knn, load, make_playground, pretrain, probe, recipes, show_recipe
+    from tubelet.api import (
+        Finetuned,
+        Loaded,
+        LoadedClassifier,
+        check,
+        embed,
+        evaluate,
+        finetune,
+        knn,
+        load,
+        load_classifier,
+        make_playground,
+        masks,
+        plan,
+        pretrain,
+        probe,
+        recipes,
+        reconstruct,
+        replay,
+        report,
+        show_recipe,
+    )
     from tubelet.first_run import demo
 
 __version__ = "0.1.0"
 
 _WHERE = {
-    "tubelet.api": ("Loaded", "embed", "knn", "load", "make_playground", "pretrain", "probe", "recipes", "show_recipe"),
+    "tubelet.api": (
+        "Finetuned",
+        "Loaded",
+        "LoadedClassifier",
+        "check",
+        "embed",
+        "evaluate",
+        "finetune",
+        "knn",
+        "load",
+        "load_classifier",
+        "make_playground",
+        "masks",
+        "plan",
+        "pretrain",
+        "probe",
+        "recipes",
+        "reconstruct",
+        "replay",
+        "report",
+        "show_recipe",
+    ),
     "tubelet.first_run": ("demo",),
 }
 
@@ -23,18 +65,29 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DecodeError",
+    "Finetuned",
     "Loaded",
+    "LoadedClassifier",
     "NonFiniteError",
     "TubeletError",
     "__version__",
+    "check",
     "demo",
     "embed",
+    "evaluate",
+    "finetune",
     "knn",
     "load",
+    "load_classifier",
     "make_playground",
+    "masks",
+    "plan",
     "pretrain",
     "probe",
     "recipes",
+    "reconstruct",
+    "replay",
+    "report",
     "show_recipe",
 ]
 

@@ -9,17 +9,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+from PIL import Image
 
 from tubelet import api
-from tubelet.core import CounterDraw, Step
-from tubelet.data.evaluation import EvalFeed
-from tubelet.data.source import open_table_for
 from tubelet.errors import DataError
-from tubelet.methods.videomae import VideoMAE
 from tubelet.train.checkpoint import write_text
 from tubelet.viz.curves import run_curves
-from tubelet.viz.pictures import figure, sheet
 
 
 @dataclass(frozen=True)
@@ -74,21 +69,11 @@ def demo(out: str | Path = "tubelet-demo", *, quick: bool = False) -> Path:
     return out
 
 
-def pictures(run: str | Path, sources: str | Path, *, clips: int = 3, split: str | None = "test"):
-    """Input, what the model sees and what it imagines for the first ``clips`` items, one under the other, as a PIL image."""
-    loaded = api.load(run)
-    assert isinstance(loaded.model, VideoMAE)
-    data = loaded.data.model_copy(update={"split": split, "crop": "centre", "cache": "none"})
-    table = open_table_for(sources, data)
-    feed = EvalFeed(table.select(range(min(clips, len(table)))), data, batch=clips, device=str(loaded.device))
-    images = []
-    for batch in feed:
-        batch = batch.to(loaded.device)
-        at = Step(0, 0, 0.0, 1.0, CounterDraw(0, batch.sample))
-        with torch.no_grad():
-            answer = loaded.model.reconstruct(batch, at)
-        images += [figure(batch.stream("video").data, answer, sample=i) for i in range(len(batch))]
-    return sheet(images)
+def pictures(run: str | Path, sources: str | Path, *, clips: int = 3, split: str | None = "test") -> Image.Image:
+    """Input, what the model sees and what it imagines for the first ``clips`` items, one under the other."""
+    image = api.reconstruct(run, sources, limit=clips, split=split).picture
+    assert image is not None, "only whole videos have none"
+    return image
 
 
 def _say(text: str) -> None:

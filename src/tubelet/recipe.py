@@ -8,13 +8,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import Field, SerializeAsAny, field_validator
 
 from tubelet.config import Family, Settings, did_you_mean, overlay, parse, read_yaml
 from tubelet.core.stage import Stage
 from tubelet.data.settings import DataSettings
 from tubelet.errors import ConfigError
-from tubelet.train.settings import TrainSettings
+from tubelet.train.settings import TrainSettings, WatchSettings
 
 SIZES = ("tiny", "small", "base", "large", "huge", "giant")
 
@@ -29,6 +30,7 @@ class StageSettings(Settings):
     masking: Annotated[SerializeAsAny[Settings], Family("tubelet.masking")] | None = None
     data: DataSettings = Field(default_factory=lambda: DataSettings.model_validate({}))
     train: TrainSettings
+    watch: WatchSettings = WatchSettings()
 
     @field_validator("method")
     @classmethod
@@ -63,20 +65,27 @@ class Recipe(Settings):
         return tuple(Stage(s.name, s.run, {k: getattr(s, k) for k in ("method", "masking", "data", "train")}, s.init) for s in self.stages)
 
 
-def names() -> list[str]:
-    """The recipes that come with Tubelet."""
-    return sorted(p.name.removesuffix(".yaml") for p in (resources.files("tubelet") / "recipes").iterdir() if p.name.endswith(".yaml"))
+def names(*, finetune: bool = False) -> list[str]:
+    """The recipes that come with Tubelet, for pre-training or for fine-tuning (those are called ``finetune-...``)."""
+    found = sorted(p.name.removesuffix(".yaml") for p in (resources.files("tubelet") / "recipes").iterdir() if p.name.endswith(".yaml"))
+    return [name for name in found if name.startswith("finetune-") == finetune]
 
 
 def path_of(recipe: str | Path) -> Path:
     """The file of a recipe name, or a user's own file. Raises ConfigError naming the likely one."""
     if str(recipe).endswith((".yaml", ".yml")):
         return Path(recipe)
-    if str(recipe) not in names():
-        hint = did_you_mean(str(recipe), names())
-        raise ConfigError(f"unknown recipe {str(recipe)!r}{hint}; there are {', '.join(names())}, or give a .yaml file")
+    known = names() + names(finetune=True)
+    if str(recipe) not in known:
+        hint = did_you_mean(str(recipe), known)
+        raise ConfigError(f"unknown recipe {str(recipe)!r}{hint}; there are {', '.join(known)}, or give a .yaml file")
     with resources.as_file(resources.files("tubelet") / "recipes" / f"{recipe}.yaml") as path:
         return path
+
+
+def _said(path: Path) -> str:
+    """A file as a message names it: by its recipe's name where it is one of ours."""
+    return path.stem if path == Path(str(resources.files("tubelet") / "recipes" / path.name)) else str(path)
 
 
 def load(recipe: str | Path, settings: Sequence[str] = (), *, size: str | None = None) -> Recipe:
@@ -85,14 +94,8 @@ def load(recipe: str | Path, settings: Sequence[str] = (), *, size: str | None =
     A path names a setting of the only stage (``masking.ratio``) or, with several, of ``stage.path``. ``size`` sets ``method.size``.
     A file with one stage may leave out ``stages`` and give the stage's settings at the top. Raises one ConfigError for all mistakes.
     """
-    path = path_of(recipe)
-    data = read_yaml(path)
-    if "stages" not in data:
-        top = {k: data.pop(k) for k in list(data) if k not in Recipe.model_fields}
-        data["stages"] = [top]
+    data = _read(path_of(recipe))
     stages = data["stages"]
-    if not isinstance(stages, list) or not all(isinstance(s, dict) for s in stages):
-        raise ConfigError(f"{path}: stages must be a list of mappings")
     if size is not None:
         if size not in SIZES:
             raise ConfigError(f"--size {size}: unknown size{did_you_mean(size, SIZES)}; there are {', '.join(SIZES)}")
@@ -113,6 +116,73 @@ def load(recipe: str | Path, settings: Sequence[str] = (), *, size: str | None =
     if problems:
         raise ConfigError(problems, where=str(recipe))
     return parse(Recipe, data, where=str(recipe))
+
+
+def origins(recipe: str | Path, settings: Sequence[str] = (), size: str | None = None) -> dict[str, str]:
+    """Where the value of every setting of :func:`load` with the same arguments comes from: dotted path -> ``recipe NAME``, ``file PATH``,
+    ``--set``, ``--size`` or ``default``.
+
+    Paths are those of ``--set``: ``masking.ratio`` with one stage, ``STAGE.masking.ratio`` with several. A list is one setting. What a
+    recipe gives for one kind of a family is not the origin of another kind's settings. Raises ConfigError as :func:`load` does.
+    """
+    resolved = load(recipe, settings, size=size)
+    path = path_of(recipe)
+    source = f"file {path}" if path == Path(recipe) else f"recipe {recipe}"
+    stages = _read(path)["stages"]
+    found: dict[str, str] = {}
+    for i, (given, stage) in enumerate(zip(stages, resolved.stages, strict=True)):
+        head = f"{given.get('name', i)}."
+        mine = list(settings) if len(stages) == 1 else [s.removeprefix(head) for s in settings if s.startswith(head)]
+        known = _given(given, [_short(s) for s in mine], source, size)
+        prefix = f"{stage.name}." if len(stages) > 1 else ""
+        found |= {prefix + leaf: known.get(leaf) or _kind_of(known, leaf) or "default" for leaf in _leaves(stage.model_dump(mode="json"))}
+    return found
+
+
+def _given(stage: dict[str, Any], settings: Sequence[str], source: str, size: str | None) -> dict[str, str]:
+    """The origin of every leaf that a stage's file, ``--size`` or ``--set`` gives."""
+    origin = dict.fromkeys(_leaves(stage), source)
+    if size is not None:
+        stage = _resized(stage, size)
+        origin = {leaf: origin.get(leaf) or _kind_of(origin, leaf) or "--size" for leaf in _leaves(stage)} | {"method.size": "--size"}
+    for text in settings:
+        stage = overlay(stage, [text])
+        path = text.partition("=")[0].strip()
+        value: Any = stage
+        for key in path.split("."):
+            value = value[key]
+        chosen = yaml.safe_load(text.partition("=")[2])
+        if isinstance(chosen, str) and isinstance(value, dict):  # masking=tube: other settings of the same kind stay as they were given
+            path += ".kind"
+        here = [leaf for leaf in _leaves(stage) if leaf == path or leaf.startswith(f"{path}.")]
+        origin = {leaf: origin.get(leaf) or _kind_of(origin, leaf) or "--set" for leaf in _leaves(stage)} | dict.fromkeys(here, "--set")
+    return origin
+
+
+def _kind_of(origin: dict[str, str], leaf: str) -> str | None:
+    """``masking: tube`` gives ``masking.kind``."""
+    return origin.get(leaf.removesuffix(".kind")) if leaf.endswith(".kind") else None
+
+
+def _leaves(value: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted paths of nested settings. Lists and empty mappings are leaves."""
+    found = []
+    for key, child in value.items():
+        found += _leaves(child, f"{prefix}{key}.") if isinstance(child, dict) and child else [f"{prefix}{key}"]
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A recipe's file as it is written, with its ``stages`` as a list. Raises ConfigError."""
+    data = read_yaml(path)
+    if "classifier" in data:
+        raise ConfigError(f"{_said(path)} is a recipe of fine-tuning: use it with tubelet finetune; pretrain takes {', '.join(names())}")
+    if "stages" not in data:
+        top = {k: data.pop(k) for k in list(data) if k not in Recipe.model_fields}
+        data["stages"] = [top]
+    if not isinstance(data["stages"], list) or not all(isinstance(s, dict) for s in data["stages"]):
+        raise ConfigError(f"{path}: stages must be a list of mappings")
+    return data
 
 
 def _resized(stage: dict[str, Any], size: str) -> dict[str, Any]:

@@ -45,7 +45,10 @@ def test_examples_in_help_are_right_command_lines(cli, public):
     """Each example of an epilog parses: its public function is reached."""
     from tubelet.errors import ConfigError
 
-    for name in ("pretrain", "embed", "knn", "probe", "make_playground", "demo", "recipes", "show_recipe"):
+    for name in (
+        "pretrain", "plan", "replay", "report", "reconstruct", "masks", "check", "embed", "knn", "probe", "finetune", "evaluate",
+        "make_playground", "demo", "recipes", "show_recipe",
+    ):  # fmt: skip
         public(name, gives=ConfigError("reached"))
     seen = 0
     for _, command in commands():

@@ -61,8 +61,9 @@ def record(file: str) -> None:
 
     def recording(self, grid, batch, stream, at, tokens=None):
         mask = draw(self, grid, batch, stream, at, tokens)
-        seen.update(zip(batch.sample.tolist(), mask.visible.tolist(), strict=True))
-        torch.save(seen, f"{file}.{os.environ.get('RANK', 0)}")
+        if self.training:  # not those of pictures
+            seen.update(zip(batch.sample.tolist(), mask.visible.tolist(), strict=True))
+            torch.save(seen, f"{file}.{os.environ.get('RANK', 0)}")
         return mask
 
     Tube.forward = recording

@@ -58,7 +58,8 @@ class Readout(nn.Module):
 
 
 class Classifier(Trainable):
-    """``batch.labels["class"]``: (B,) int64 class numbers, or (B, classes) soft targets. Built by :class:`Config`."""
+    """``batch.labels["target"]``: (B, classes) soft targets, where mixing or smoothing made some; else ``batch.labels["class"]``: (B,)
+    int64 class numbers, or soft targets. Built by :class:`Config`."""
 
     def __init__(self, *, encoder: VideoEncoder, classes: int, config: Config) -> None:
         super().__init__()
@@ -87,7 +88,7 @@ class Classifier(Trainable):
 
     def losses(self, phase: str, batch: Batch, at: Step) -> Losses:
         """Cross entropy with hard (smoothed) or soft targets. The log holds the accuracy where classes are numbers."""
-        labels = batch.labels.get("class")
+        labels = batch.labels.get("target", batch.labels.get("class"))
         if not isinstance(labels, Tensor):
             raise ValueError(f"a classifier needs batch.labels['class'] as a tensor; this batch has labels {sorted(batch.labels)}")
         soft = labels.is_floating_point()

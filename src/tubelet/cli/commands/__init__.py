@@ -2,7 +2,13 @@
 
 # isort: off
 from tubelet.cli.commands import pretrain as pretrain
+from tubelet.cli.commands import check as check
+from tubelet.cli.commands import plan as plan
+from tubelet.cli.commands import report as report
+from tubelet.cli.commands import replay as replay
 from tubelet.cli.commands import features as features
+from tubelet.cli.commands import finetune as finetune
+from tubelet.cli.commands import pictures as pictures
 from tubelet.cli.commands import playground as playground
 from tubelet.cli.commands import listing as listing
 # isort: on

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,11 +12,12 @@ import typer
 import tubelet
 from tubelet.cli.app import HELP, app
 from tubelet.cli.checks import check_imports, data_settings
-from tubelet.cli.collect import CHECKS, SETTINGS, Command
+from tubelet.cli.collect import CHECKS, SETTINGS, Command, one_of
 from tubelet.cli.options import (
     DATA,
     FEATURES,
     OUTPUT,
+    RUN,
     Batch,
     DataSet,
     Device,
@@ -24,7 +26,6 @@ from tubelet.cli.options import (
     Overwrite,
     Pool,
     Random,
-    RunDir,
     Seed,
     Sources,
     TestSources,
@@ -38,6 +39,13 @@ from tubelet.cli.show import list_failures, progress
 
 if TYPE_CHECKING:
     from tubelet.tasks import Score
+
+PROBES = ("linear", "attentive")
+Model = Annotated[
+    str, typer.Argument(help="Run folder of tubelet pretrain, one of its .safetensors files, or an official VideoMAE .pth", metavar="RUN")
+]
+Details = Annotated[bool, flag("Also print recall by class, the most confused classes and the hardest clips.", "--details", panel=OUTPUT)]
+Picture = Annotated[Path | None, option("Also draw the confusion matrix into this file (.png).", "--picture", panel=OUTPUT, metavar="FILE")]
 
 CHECKS.update(dict.fromkeys(("embed", "knn", "probe"), check_imports))
 SETTINGS.update(dict.fromkeys(("embed", "knn", "probe"), data_settings))
@@ -53,7 +61,7 @@ SETTINGS.update(dict.fromkeys(("embed", "knn", "probe"), data_settings))
     ),
 )
 def embed(
-    run: RunDir,
+    run: Model,
     sources: Sources,
     out: Annotated[str, option("File to write: .npz, or .parquet (needs pyarrow).", "--out", panel=OUTPUT, metavar="FILE")],
     pool: Pool = "mean",
@@ -100,15 +108,37 @@ def embed(
     list_failures(result.failures, result.n_total)
 
 
-def _evaluate(name: str, run: str, sources: Sequence[str], json_out: Path | None, test_sources: Sequence[str], **more: Any) -> None:
+def _evaluate(
+    name: str,
+    run: str,
+    sources: Sequence[str],
+    json_out: Path | None,
+    picture: Path | None,
+    details: bool,
+    test_sources: Sequence[str],
+    doing: str = "embedding",
+    **more: Any,
+) -> None:
     """What knn and probe share."""
-    with progress("embedding", quiet=False) as step:
+    with progress(doing, quiet=False) as step:
         score: Score = getattr(tubelet, name)(
-            run, sources, test_sources=list(test_sources) or None, json_out=json_out, progress=step, **more
+            run, sources, test_sources=list(test_sources) or None, json_out=json_out, picture=picture, progress=step, **more
         )
     typer.echo(str(score))
+    if details:
+        show_details(score)
     list_failures(score.failures, score.n_total, "test items")
     list_failures(score.details.get("train_failures", []), score.details.get("n_train_total", 0), "training items")
+
+
+def show_details(score: Score) -> None:
+    """Tables on stdout; 100 columns where that is no terminal."""
+    from rich.console import Console
+
+    from tubelet.tasks.details import tables
+
+    console = Console(file=sys.stdout, highlight=False)
+    console.print(tables(score), width=None if console.is_terminal else 100)
 
 
 @app.command(
@@ -117,11 +147,12 @@ def _evaluate(name: str, run: str, sources: Sequence[str], json_out: Path | None
     epilog=examples(
         "tubelet knn runs/first labelled.csv",
         "tubelet knn runs/first labelled.csv --random",
+        "tubelet knn official.pth labelled.csv --set frames=16 --set size=224",
         "tubelet knn runs/first videos/train --test-sources videos/test --pool slots --json knn.json",
     ),
 )
 def knn(
-    run: RunDir,
+    run: Model,
     sources: Sources,
     k: Annotated[int, option("Neighbours that vote.", "-k", "--k", panel=FEATURES, min=1, metavar="N")] = 20,
     pool: Pool = "mean",
@@ -134,13 +165,15 @@ def knn(
     random: Random = False,
     settings: DataSet = [],  # noqa: B006
     json_out: Json = None,
+    details: Details = False,
+    picture: Picture = None,
 ) -> None:
     """Score an encoder by the classes of each video's nearest neighbours.
 
     Cosine similarity, votes weighted by exp(similarity / 0.07) as in DINO. Needs labels: a manifest with a label column, or class folders.
     """
     _evaluate(
-        "knn", run, sources, json_out, test_sources,
+        "knn", run, sources, json_out, picture, details, test_sources,
         k=k, pool=pool, train=train, test=test, batch=batch, device=device, random=random, imports=imports, settings=settings,
     )  # fmt: skip
 
@@ -151,12 +184,23 @@ def knn(
     epilog=examples(
         "tubelet probe runs/first labelled.csv --pool slots",
         "tubelet probe runs/first labelled.csv --pool slots --random",
+        "tubelet probe runs/first labelled.csv --kind attentive --details --picture confusion.png",
         "tubelet probe runs/first labelled.csv --train train --test val --json probe.json",
     ),
 )
 def probe(
-    run: RunDir,
+    run: Model,
     sources: Sources,
+    kind: Annotated[
+        str,
+        option(
+            "linear: on pooled vectors; attentive: a learned query reads all tokens.",
+            "--kind",
+            panel=FEATURES,
+            metavar="|".join(PROBES),
+            callback=one_of(*PROBES),
+        ),
+    ] = "linear",
     pool: Pool = "mean",
     train: TrainSplit = "train",
     test: TestSplit = "test",
@@ -166,15 +210,21 @@ def probe(
     imports: Import = [],  # noqa: B006
     random: Random = False,
     seed: Seed = 0,
+    memory: Annotated[
+        float,
+        option("GiB of tokens that an attentive probe keeps in memory; more go into a file.", "--memory", panel=RUN, min=0, metavar="GIB"),
+    ] = 4.0,
     settings: DataSet = [],  # noqa: B006
     json_out: Json = None,
+    details: Details = False,
+    picture: Picture = None,
 ) -> None:
-    """Score an encoder by a linear classifier on its frozen features.
+    """Score an encoder by a small classifier on its frozen features.
 
-    The penalty is chosen inside the training split; the test split is read once. Needs labels, as knn does.
+    Its settings are chosen inside the training split; the test split is read once. Needs labels, as knn does.
     """
     _evaluate(
-        "probe", run, sources, json_out, test_sources,
-        pool=pool, train=train, test=test, batch=batch, device=device, random=random, imports=imports, seed=seed,
+        "probe", run, sources, json_out, picture, details, test_sources, doing="probing" if kind == "attentive" else "embedding",
+        kind=kind, memory=memory, pool=pool, train=train, test=test, batch=batch, device=device, random=random, imports=imports, seed=seed,
         settings=settings,
     )  # fmt: skip

@@ -110,7 +110,7 @@ def _check_pretrain(given: Mapping[str, Any]) -> list[str]:
 def _run_settings() -> set[str]:
     from tubelet.train.settings import TrainSettings
 
-    return {"method", "masking", "data", "train", *data_settings(), *TrainSettings.model_fields}
+    return {"method", "masking", "data", "train", "watch", *data_settings(), *TrainSettings.model_fields}
 
 
 CHECKS["pretrain"] = _check_pretrain

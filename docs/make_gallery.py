@@ -1,0 +1,115 @@
+"""Draws the pictures of docs/gallery.md from generated video, each by one command:
+
+python docs/make_gallery.py worlds         images/worlds.png
+python docs/make_gallery.py truth          images/truth.png
+python docs/make_gallery.py masks          images/masks.png
+python docs/make_gallery.py demo FOLDER    images/reconstruction.png and one-clip.png, from a folder that `tubelet demo` made
+"""
+
+from __future__ import annotations
+
+import colorsys
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+
+import tubelet.playground as pg
+from tubelet.config import config_class, import_file, kinds
+from tubelet.core import Batch, CounterDraw, Step, Stream, TokenGrid, to_unit
+from tubelet.viz.pictures import hide, sheet
+
+IMAGES = Path(__file__).parent / "images"
+CHECKER = Path(__file__).parents[1] / "examples" / "checker_mask.py"
+LIMIT = 300_000  # bytes of a picture
+GAP = 6
+
+
+def worlds() -> dict[str, Image.Image]:
+    """Four clips of the full scene: eight frames each, with caption and class."""
+    return {"worlds": pg.contact_sheet([pg.render("full", 0, index) for index in (1, 3, 5, 9)], columns=8, height=84)}
+
+
+def truth() -> dict[str, Image.Image]:
+    """What is known about a generated clip: pixels, which object is seen where, and the flow to the next frame."""
+    clip = pg.render("full", 4, 2)
+    at = np.linspace(0, len(clip.frames) - 2, 6).round().astype(int)
+    rows = [
+        [clip.frames[t] for t in at],
+        [_colours(clip.masks[t]) for t in at],
+        [_flow(clip.flow[t].astype(np.float32)) for t in at],
+    ]
+    return {
+        "truth": sheet(
+            [_row(row, 128) for row in rows], ["frames", "masks: which object is seen", "flow: colour is direction, strength is speed"]
+        )
+    }
+
+
+def masks() -> dict[str, Image.Image]:
+    """Every masking strategy with its defaults, and the example of docs/adding-a-mask.md, on one clip of 16 frames."""
+    frames, _ = pg.build("full", frames=16, size=96).render_batch(7, [3])
+    video = torch.from_numpy(frames).permute(0, 4, 1, 2, 3)
+    grid = TokenGrid.of((16, 96, 96), (2, 8, 8), ("t", "h", "w"))
+    batch = Batch({"video": Stream(video)}, {}, torch.zeros(1, dtype=torch.int64))
+    at = Step(0, 0, 0.0, 0.0, CounterDraw(0, batch.sample))
+    rows, words = [_row(list(frames[0, ::2]), 96)], ["the clip (every second frame)"]
+    for kind in [*kinds("tubelet.masking", own=False), import_file(CHECKER)]:
+        masker = cast(Any, config_class("tubelet.masking", kind)()).build()
+        hidden = masker(grid, batch, "video", at).hidden()
+        seen = hide(to_unit(video), grid, hidden)[0, :, ::2].permute(1, 2, 3, 0)
+        rows.append(_row(list((seen * 255).round().byte().numpy()), 96))
+        words.append(f"{kind}: {100 * float(hidden.float().mean()):.0f} % hidden")
+    return {"masks": sheet(rows, words)}
+
+
+def demo(folder: str) -> dict[str, Image.Image]:
+    """The picture of a finished demo, and its first clip alone."""
+    image = Image.open(Path(folder) / "reconstruction.png").convert("RGB")
+    return {"reconstruction": image, "one-clip": image.crop((0, 0, image.width, image.height // 3))}
+
+
+def _colours(numbers: np.ndarray) -> np.ndarray:
+    """(H, W) numbers of objects -> RGB, 0 dark."""
+    table = np.array([(30, 34, 42), (235, 178, 60), (86, 160, 211), (203, 93, 91), (126, 178, 109)], np.uint8)
+    return table[numbers.astype(int) % len(table)]
+
+
+def _flow(flow: np.ndarray) -> np.ndarray:
+    """(H, W, 2) pixels right and down -> RGB: hue is the direction, strength the length, at most 4 pixels."""
+    hue = (np.arctan2(flow[..., 1], flow[..., 0]) / (2 * math.pi)) % 1
+    wheel = np.array([colorsys.hsv_to_rgb(i / 256, 0.8, 1.0) for i in range(256)])
+    strength = np.clip(np.hypot(flow[..., 0], flow[..., 1]) / 4, 0, 1)[..., None]
+    return ((strength * wheel[(hue * 255).astype(int)] + (1 - strength)) * 255).round().astype(np.uint8)
+
+
+def _row(frames: Sequence[np.ndarray], side: int) -> Image.Image:
+    """Frames side by side, each ``side`` pixels wide and high."""
+    out = Image.new("RGB", (len(frames) * (side + GAP) - GAP, side), "white")
+    for i, frame in enumerate(frames):
+        out.paste(Image.fromarray(frame).resize((side, side), Image.Resampling.NEAREST), (i * (side + GAP), 0))
+    return out
+
+
+def main(args: Sequence[str]) -> int:
+    make = {"worlds": worlds, "truth": truth, "masks": masks}.get(args[0] if args else "")
+    if make is None and not (len(args) == 2 and args[0] == "demo"):
+        sys.stderr.write(__doc__ or "")
+        return 2
+    for name, image in (make() if make else demo(args[1])).items():
+        path = IMAGES / f"{name}.png"
+        image.save(path, optimize=True)
+        if path.stat().st_size > LIMIT:
+            image.convert("RGB").quantize(256).save(path, optimize=True)
+        assert path.stat().st_size <= LIMIT, f"{path}: {path.stat().st_size} bytes"
+        sys.stdout.write(f"{path}: {image.width}x{image.height}, {path.stat().st_size // 1000} kB\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
