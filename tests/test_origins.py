@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tubelet import recipe
@@ -141,6 +141,7 @@ CHOICES = [
 ]  # fmt: skip
 
 
+@settings(max_examples=25)
 @given(st.lists(st.sampled_from(CHOICES), max_size=5), st.sampled_from([None, "tiny"]))
 def test_any_order_of_settings_names_every_leaf_and_only_changed_ones_as_set(chosen: list[str], size: str | None):
     found = origins("demo", chosen, size)

@@ -39,7 +39,7 @@ def demo(out: str | Path = "tubelet-demo", *, quick: bool = False) -> Path:
     if out.is_file() or (out.exists() and any(p.name != "quick" for p in out.iterdir()) and not (out / "videos").exists()):
         raise DataError(f"{out} holds other things; give an empty folder with --out")
     began = time.monotonic()
-    _say(f"1/4  {size.clips} videos of one moving object into {out / 'videos'}: eight directions, equal in every single frame")
+    _say(f"1/4  {size.clips} videos of one moving object into {out / 'videos'}: eight directions")
     manifest = api.make_playground(out / "videos", clips=size.clips, seed=0, scene="easy")
 
     _say("2/4  pre-training without labels: three of four tubes hidden, their pixels predicted")

@@ -148,8 +148,8 @@ def test_the_real_road(cli, tmp_path):
     got = cli("finetune", str(tmp_path / "a"), manifest, "--out", str(tmp_path / "b"), *again, "--val-share", "0.2", "--quiet")
     assert (got.code, got.err) == (0, "")
     held, tested = got.out.splitlines()
-    assert "fine-tuned, validation, 5 x 1 views (mean)" in held
-    assert "fine-tuned, test, 5 x 1 views (mean)" in tested
+    assert "fine-tuned, validation, 5 x 1 views (slots)" in held
+    assert "fine-tuned, test, 5 x 1 views (slots)" in tested
     assert "8 / 8 scored, 8 classes, chance 12.5 %" in tested
     assert len(json.loads((tmp_path / "b" / "results.json").read_text())["predictions"]) == 8
     assert (tmp_path / "b" / "confusion.png").exists()

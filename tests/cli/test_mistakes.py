@@ -14,7 +14,7 @@ WRONG = [
     ("pretrain videos --recpie small-data --out x", ["--recpie: unknown option (did you mean '--recipe'?)"]),
     ("pretrain videos --recipe small-dta --oot x", ["(did you mean '--out'?)", "unknown recipe 'small-dta' (did you mean 'small-data'?)"]),
     ("pretran videos --oot x", ["pretran: unknown command (did you mean 'pretrain'?)", "(did you mean '--out'?)"]),
-    ("frobnicate --now", ["frobnicate: unknown command; there are pretrain, embed, knn"]),
+    ("frobnicate --now", ["frobnicate: unknown command; there are pretrain, check, plan"]),
     ("pretrain", ["SOURCES: must be given", "--out: must be given"]),
     ("pretrain v --out", ["--out: needs a value"]),
     ("pretrain v --out --resume", ["--out: needs a value, found the option --resume"]),

@@ -170,8 +170,8 @@ def killed(folder: Path) -> Path:
 
 
 def failed(folder: Path) -> Path:
-    why = "the gradient of step 704 is not finite; that step was skipped and the run stopped. Where it began, and in which videos:\n"
-    about = facts(stopped_by="NonFiniteError", error=f"{why}  tubelet replay runs/a 704\nThen lower train.lr.", seconds=380.0, steps=700)
+    why = "the gradient of step 704 is not finite; that step was skipped and the run stopped.\nLower train.lr."
+    about = facts(stopped_by="NonFiniteError", error=why, seconds=380.0, steps=700)
     stage(folder, resolved(), done=700, about={**about, "samples": 22400})
     rows = metrics(2000)[:70]
     lines(folder / "metrics.jsonl", [*rows[:-1], {**rows[-1], "loss": "nan", "zero_answer": "inf"}])
@@ -245,6 +245,7 @@ def finetuned(folder: Path) -> Path:
         "confused": [{"true": "sit", "predicted": "stand", "n": 7, "of": 17}, {"true": "run", "predicted": "walk", "n": 4, "of": 16}],
     }  # fmt: skip
     (folder / "results.json").write_text(json.dumps(score))
+    picture(folder / "confusion.png", 0.5, size=(700, 700))
     held = {
         **score,
         "name": "fine-tuned, validation, 5 x 1 views",

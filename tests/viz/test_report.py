@@ -156,16 +156,16 @@ def test_thinning_keeps_spikes():
 
 
 def test_pictures_fit_the_budget_and_are_still_pictures(tmp_path: Path):
-    noise = np.random.default_rng(0).integers(0, 256, (1500, 1200, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (1000, 800, 3), dtype=np.uint8)
     for step in (0, 500):
         Image.fromarray(noise).save(tmp_path / f"step_{step:08d}.png")
-    found, broken = images.inline([(s, tmp_path / f"step_{s:08d}.png") for s in (0, 500)], 300_000)
+    found, broken = images.inline([(s, tmp_path / f"step_{s:08d}.png") for s in (0, 500)], 150_000)
     assert not broken
-    assert sum(len(p.url) for p in found) <= 300_000 * 4 / 3 + 200
+    assert sum(len(p.url) for p in found) <= 150_000 * 4 / 3 + 200
     for one in found:
         data = base64.b64decode(one.url.partition("base64,")[2])
         assert Image.open(io.BytesIO(data)).size == (one.width, one.height)
-        assert one.width / one.height == pytest.approx(1200 / 1500, abs=0.01)
+        assert one.width / one.height == pytest.approx(800 / 1000, abs=0.01)
 
 
 def test_a_small_picture_is_not_enlarged_and_a_tall_one_is_cut_down(tmp_path: Path):
@@ -207,7 +207,10 @@ SAID = {
         "tubelet pretrain my_videos --out runs/a --set masking.ratio=0.9 --resume",
     ],
     "killed": ["not finished", "the last that is known is step 700 of 2,000. No end was recorded, so it is still running or was killed."],
-    "failed": ["NonFiniteError: the gradient of step 704 is not finite", "in which videos tubelet replay runs/a 704 Continue"],
+    "failed": [
+        "NonFiniteError: the gradient of step 704 is not finite",
+        "Failed after 6 min 20 s; the last that is known is step 700 of 2,000.",
+    ],
     "old": [
         "complete",
         "60 steps, 1,920 clips",
@@ -306,6 +309,12 @@ def test_a_resumed_command_does_not_say_resume_twice(tmp_path: Path):
     assert f"tubelet pretrain my_videos --out {run} --import 'my mask.py' --resume" in words_of(render(run))
 
 
+def test_a_step_that_was_not_finite_can_be_looked_at(folders: Path):
+    (part,) = (run := read(folders / "failed")).parts
+    assert part.ended == "failed"
+    assert details.commands(run)[0][1] == f"tubelet replay {folders / 'failed'} 704"
+
+
 def test_results_of_any_shape():
     assert scores.results({"test": {"top1": 0.5, "loss": 1.25, "note": "x"}}) == [
         ("test / top1", "50.0\u00a0%", ""), ("test / loss", "1.25", ""), ("test / note", "x", "")]  # fmt: skip
@@ -374,7 +383,7 @@ def test_whatever_the_files_hold_there_is_a_page(tmp_path_factory: pytest.TempPa
     assert page.count("<script>") == page.count("<style>") == 1
 
 
-@pytest.mark.parametrize("data", [b"", b"\xff\xfe\x00", b"{", b"[" * 2000, b"null", b"- 1\n- 2", b"{a: [b: }"])
+@pytest.mark.parametrize("data", [b"", b"\xff\xfe\x00", b"{", b"[" * 1200, b"null", b"- 1\n- 2", b"{a: [b: }"])
 def test_damaged_files_give_a_page(tmp_path: Path, data: bytes):
     for name in ("run.json", "metrics.jsonl", "config.yaml", "bad_videos.jsonl", "items.txt", "results.json", "model.safetensors"):
         (tmp_path / name).write_bytes(data)

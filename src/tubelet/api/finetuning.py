@@ -13,10 +13,11 @@ import torch
 from tubelet import finetune_recipe as recipe_book
 from tubelet.api._common import CacheProgress, Sources, say, shown
 from tubelet.api._labelled import EVERYTHING, LabelledTables, open_labelled, open_test
+from tubelet.api._record import command_line, listed, write_report
 from tubelet.api.classifiers import LoadedClassifier, Start, build_classifier, load_classifier, start_of
 from tubelet.api.features import _delivered, _picture_problems, save_confusion
 from tubelet.api.loading import Loaded
-from tubelet.api.pretraining import FREE_DATA, _command, _listed, _report
+from tubelet.api.pretraining import FREE_DATA
 from tubelet.config import import_file, overlay, parse, to_yaml
 from tubelet.core import Batch, Step, Trainable
 from tubelet.data.augment import Augment
@@ -99,14 +100,14 @@ def finetune(
             exclude=exclude,
         )  # fmt: skip
         job = _Job(resolved, start, tables, out, device, ranks, speak=ranks.first and not quiet)
-        about = {"command": _command(), "folder": str(Path.cwd()), "sources": _listed(sources), "exclude": list(exclude)}
+        about = {"command": command_line(), "folder": str(Path.cwd()), "sources": listed(sources), "exclude": list(exclude)}
         result = job.train(shown(sources), about | {"imports": [str(path) for path in imports]}, resume=resume, quiet=quiet)
         if result.signal:
             result, found = replace(result, stopped_by=result.signal), (None, None)  # the test is still to be done
         else:
             found = job.test()
         if ranks.first:
-            _report(out, quiet)
+            write_report(out, quiet)
         return Finetuned(result, *found, out)
 
 

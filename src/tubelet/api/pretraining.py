@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -16,7 +15,7 @@ import torch
 
 from tubelet import recipe as recipe_book
 from tubelet.api._common import CacheProgress, Sources, build, say, shown
-from tubelet.api.reporting import report
+from tubelet.api._record import command_line, listed, write_report
 from tubelet.api.watching import make_hooks
 from tubelet.config import did_you_mean, import_file, to_yaml
 from tubelet.core import Batch, CounterDraw, Stage, Step, Stream, Trainable
@@ -72,7 +71,7 @@ def pretrain(
     for stage in plan.stages:
         check(stage.watch)
     _check_init(plan)
-    about = {"command": _command(), "folder": str(Path.cwd()), "sources": _listed(sources), "exclude": list(exclude)}
+    about = {"command": command_line(), "folder": str(Path.cwd()), "sources": listed(sources), "exclude": list(exclude)}
     about |= {"imports": [str(path) for path in imports]} | _origins(recipe, settings, size, resume)
     if len(plan.stages) > 1 and int(os.environ.get("RANK", 0)) == 0 and not (resume and (out / "config.yaml").exists()):
         write_text(out / "config.yaml", to_yaml(plan))
@@ -91,30 +90,8 @@ def pretrain(
     if result is None:
         raise CheckpointError(f"all stages in {out} are complete already; choose another --out to start anew")
     if int(os.environ.get("RANK", 0)) == 0:
-        _report(out, quiet)
+        write_report(out, quiet)
     return result
-
-
-def _report(out: Path, quiet: bool) -> None:
-    """The run as one page. A page that cannot be written does not make a finished run a failed one."""
-    try:
-        path = report(out)
-    except Exception as error:  # noqa: BLE001 (see above; what is wrong is said)
-        say(f"report.html could not be written ({type(error).__name__}: {error})")
-        return
-    if not quiet:
-        say(f"report: {path}")
-
-
-def _command() -> list[str]:
-    """The command line, as it can be typed again."""
-    first = Path(sys.argv[0])
-    ours = first.stem == "tubelet" or first.parts[-2:] == ("tubelet", "__main__.py")
-    return ["tubelet" if ours else str(first), *sys.argv[1:]]
-
-
-def _listed(sources: Sources) -> list[str]:
-    return [str(s) for s in ([sources] if isinstance(sources, str | Path) else sources)]
 
 
 def _origins(recipe: str | Path | None, settings: Sequence[str], size: str | None, resume: bool) -> dict[str, Any]:

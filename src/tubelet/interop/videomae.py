@@ -137,7 +137,7 @@ def settings_of(state: Mapping[str, Tensor], layout: Layout, where: str | Path, 
         widths = ", ".join(f"{name} {named.dim}" for name, named in SIZES.items())
         raise ConfigError(
             f"{where} holds an encoder of width {dim}, which no named size has ({widths}), and a file of weights does not say how many "
-            "attention heads there are: give method.heads=N"
+            "attention heads there are: give method.heads=N (on the command line --set method.heads=N)"
         )
     return parse(Config, found if size is None else {"size": size, **found}, where=f"{where}, method")
 

@@ -19,7 +19,7 @@ from tubelet.errors import CheckpointError
 ENDINGS = (".pth", ".pt", ".bin", ".ckpt")  # of pickled files; .safetensors is the other kind
 KEYS = ("model", "module", "state_dict")
 PREFIXES = ("module.", "_orig_mod.", "encoder.", "backbone.")
-_WRITER = "Save its tensors alone, with safetensors.torch.save_file or torch.save of a plain dict, where you trust it"
+_WRITER = "If you trust it, save its tensors alone, with safetensors.torch.save_file or as a plain dict"
 
 
 class _Passed:
@@ -114,7 +114,7 @@ def _why(said: str) -> str:
     if re.search(r"reduce for|Can only (build|create|append|extend|SETITEM)|persistent", said):
         return f"was not read: it holds what no file of weights holds ({said.splitlines()[-1][:200]}), and nothing of it was run. {_WRITER}"
     first = next((line.strip() for line in said.splitlines() if line.strip()), "no more is known")
-    return f"is damaged or cut short ({first[:200]})"
+    return f"is damaged or cut short ({first.split('. ')[0][:200]})"
 
 
 def _state_dict(path: Path, found: Any) -> dict[str, Tensor]:

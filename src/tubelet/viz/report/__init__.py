@@ -55,6 +55,8 @@ def render(run: Path) -> str:
 def _part(name: str, part: Part, run: Run, budget: int) -> dict[str, Any]:
     """What the page shows of a stage."""
     pictures, broken = images.inline(images.choose(part.pictures), budget)
+    matrix = part.folder / "confusion.png"
+    confusion, unreadable = images.inline([(0, matrix)] if matrix.is_file() else [], images.MATRIX)
     chosen, rest = details.settings(part)
     bad, more = details.faults(part.bad)
     return {
@@ -71,9 +73,10 @@ def _part(name: str, part: Part, run: Run, budget: int) -> dict[str, Any]:
         "probe_table": figures.probe_table(part),
         "pictures": pictures,
         "pictures_total": len(part.pictures),
-        "damaged": [*part.damaged, *(f"{p}: not a readable picture" for p in broken)],
+        "damaged": [*part.damaged, *(f"{p}: not a readable picture" for p in [*broken, *unreadable])],
         "trouble": details.trouble(part),
         "results": scores.results(part.scores),
+        "confusion": confusion,
         "mistakes": scores.mistakes(part.scores),
         "chosen": chosen,
         "rest": rest,

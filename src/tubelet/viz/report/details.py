@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -110,9 +111,8 @@ def _again(run: Run) -> list[tuple[str, str]]:
     part = next(p for p in run.parts if p.ended != "complete")
     told = next((p.facts for p in run.parts if p.facts), {})
     out = []
-    replay = next((line.strip() for line in text(part.facts.get("error", "")).splitlines() if line.strip().startswith("tubelet ")), "")
-    if replay:
-        out.append(("Where it went wrong, and in which videos", replay))
+    if part.facts.get("stopped_by") == "NonFiniteError" and (found := re.search(r"step (\d+)", text(part.facts.get("error")))):
+        out.append(("Where it went wrong, and in which videos", _line("replay", str(part.folder), found[1])))
     known, sources = told.get("command"), run.sources or ["SOURCES"]
     where = f" (in {text(told['folder'])})" if told.get("folder") else ""
     if isinstance(known, list) and len(known) > 2 and known[0] == "tubelet":

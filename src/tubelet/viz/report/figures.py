@@ -81,7 +81,7 @@ def ending(part: Part) -> str:
         return f"Stopped by {text(part.facts.get('stopped_by'))} at {at}{f' after {took}' if took else ''}. It can be continued."
     if part.ended == "failed":
         why = ": ".join(text(part.facts[k]) for k in ("stopped_by", "error") if part.facts.get(k))
-        return f"Failed at {at}{f' after {took}' if took else ''}. {why}"
+        return f"Failed{f' after {took}' if took else ''}; the last that is known is {at}. {why}"
     if part.ended == "waiting":
         return "Not started."
     return f"Not finished: the last that is known is {at}. No end was recorded, so it is still running or was killed."
@@ -92,7 +92,7 @@ def tiles(part: Part) -> list[tuple[str, str, str]]:
     out: list[tuple[str, str, str]] = []
     if part.step is not None:
         epoch = part.last("epoch")
-        notes = [f"of {part.total:,}" if part.total else "", f"{epoch:.4g} epochs" if epoch else ""]
+        notes = [f"of {part.total:,}" if part.total else "", epochs(epoch)]
         out.append(("Steps", f"{part.step:,}", ", ".join(filter(None, notes))))
     if (loss := part.last("loss")) is not None:
         zero = part.last("zero_answer")
@@ -118,6 +118,11 @@ def _best_probe(part: Part) -> list[tuple[str, str, str]]:
             before = f"untrained {written(start, 'share')}" if start is not None else "untrained not measured"
             return [(_capital(name), written(value, "share"), f"{pool}; {before}")]
     return []
+
+
+def epochs(passes: float | None) -> str:
+    """``12.67 epochs``; nothing before the first step."""
+    return f"{passes:.4g} epoch{'' if passes == 1 else 's'}" if passes else ""
 
 
 def untrained(part: Part, key: str) -> float | None:
@@ -221,14 +226,15 @@ def cost(part: Part) -> list[tuple[str, str, str]]:
     out: list[tuple[str, str, str]] = []
     if part.seconds is not None:
         spent, guessed = part.seconds
-        out.append(("Time", seconds(spent), "worked out from clips/s; the run did not record it" if guessed else f"{spent:,.1f} s"))
+        note = f"{spent:,.1f} s" + (" up to the last checkpoint" if part.ended == "unfinished" else "")
+        out.append(("Time", seconds(spent), "worked out from clips/s; the run did not record it" if guessed else note))
         if (used := hours(part.facts, spent)) is not None:
             out.append(used)
         if (watched := figure(part.facts.get("watch_seconds"))) is not None:
-            out.append(("Pictures and probes", seconds(watched), "of that time, in the last session"))
+            out.append(("Looks", seconds(watched), "of that time, for pictures and probes in the last session"))
     if part.samples is not None:
         epoch = part.last("epoch")
-        out.append(("Clips", f"{part.samples:,}", f"{epoch:.4g} epochs" if epoch else ""))
+        out.append(("Clips", f"{part.samples:,}", epochs(epoch)))
         if (forward := figure(part.facts.get("forward_flops"))) is not None:
             note = f"{TRAINING} x a clip's forward pass, {large(forward, 'FLOP')}"
             out.append(("Computed", large(TRAINING * forward * part.samples, "FLOP"), note))
@@ -253,10 +259,14 @@ def hours(facts: Mapping[str, Any], spent: float) -> tuple[str, str, str] | None
     machine = mapping(facts.get("machine"))
     processes = int(figure(machine.get("processes")) or 1)
     if machine.get("gpu"):
-        return "GPU-hours", f"{spent * processes / 3600:.3g}", f"{processes} x {text(machine['gpu'])}"
+        return "GPU-hours", _hours(spent * processes), f"{processes} x {text(machine['gpu'])}"
     threads = figure(machine.get("threads"))
     if threads is None:
         return None
     of = f" on {text(machine['cpu'])}" if machine.get("cpu") else ""
     count = processes * int(threads)
-    return "CPU-hours", f"{spent * count / 3600:.3g}", f"{plural(count, 'thread')}{of}, without those that decode"
+    return "CPU-hours", _hours(spent * count), f"{plural(count, 'thread')}{of}, without those that decode"
+
+
+def _hours(spent: float) -> str:
+    return f"{spent / 3600:.3g}" if spent >= 3.6 else "under 0.001"

@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image, features
 
 BUDGET = 3_300_000  # bytes of all pictures of a page; base64 makes them a third larger
+MATRIX = 200_000  # bytes of a confusion matrix
 MOST = 6  # pictures of a stage
 WIDEST, TALLEST = 1400, 4000  # pixels
 

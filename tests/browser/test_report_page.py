@@ -17,6 +17,8 @@ import tubelet
 
 pytestmark = pytest.mark.skipif(find() is None, reason=f"needs a browser in PATH: {', '.join(NAMES)}")
 LAPTOP, PHONE = (1280, 900), (390, 844)
+ALWAYS = ("complete", "empty", "several", "finetuned", "nasty")
+KINDS = [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow) for name in make.ALL]
 
 # Elements that reach over the window's sides without lying in something that scrolls.
 OVER = """[...document.querySelectorAll("body *")].filter(e => {
@@ -84,7 +86,7 @@ def look(browser: Chrome, page: Path, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("size", [LAPTOP, PHONE], ids=["laptop", "phone"])
-@pytest.mark.parametrize("name", make.ALL)
+@pytest.mark.parametrize("name", KINDS)
 def test_it_fits_and_says_no_word_on_the_console(browser: Chrome, pages: Path, name: str, size: tuple[int, int]):
     look(browser, pages / f"{name}.html", size)
     browser.ask("document.querySelectorAll('details').forEach(d => d.open = true)")
@@ -127,7 +129,7 @@ def test_headings_pictures_and_curves_can_be_heard(browser: Chrome, pages: Path,
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("name", ["complete", "stopped", "failed", "several", "old"])
+@pytest.mark.parametrize("name", KINDS)
 def test_every_text_can_be_read(browser: Chrome, pages: Path, name: str, dark: bool):
     browser.open(pages / f"{name}.html", dark=dark)
     ground = browser.ask("getComputedStyle(document.body).backgroundColor")
