@@ -26,9 +26,10 @@ class LookSettings(WatchSettings):
 
 
 class FinetuneRecipe(Settings):
-    """``table``: what of the paper it copies. ``deviations``: where it differs, one line each.
+    """``about``: one line for lists. ``table``: what of the paper it copies. ``deviations``: where it differs, one line each.
 
-    Of ``data``, the frames, size, stride and fps that are not given are those of the pre-training run. ``views``: how test videos are
+    ``classifier``: what follows the encoder. Of ``data``, the frames, size, stride and fps that are not given are those of the
+    pre-training run. ``views``: how test videos are
     looked at. ``val_share``: the part of the training set that is held out, by class and ``train.seed``, to choose settings by.
     """
 

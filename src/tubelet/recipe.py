@@ -21,7 +21,11 @@ SIZES = ("tiny", "small", "base", "large", "huge", "giant")
 
 
 class StageSettings(Settings):
-    """One stage: what is trained, on what, how."""
+    """One stage: what is trained, on what, how.
+
+    ``name``: of its folder, and what a later stage's ``init`` says. ``run``: training is the only kind so far. ``method``: the network and
+    what it predicts. ``masking``: what is hidden, None for methods that hide nothing.
+    """
 
     name: str = "pretrain"
     run: Literal["train"] = "train"
@@ -41,7 +45,7 @@ class StageSettings(Settings):
 
 
 class Recipe(Settings):
-    """``table``: what of the paper it copies. ``deviations``: where it differs, one line each."""
+    """``about``: one line for lists. ``table``: what of the paper it copies. ``deviations``: where it differs, one line each."""
 
     about: str
     table: str = ""

@@ -382,6 +382,9 @@ def test_items_of_both_sides_are_refused(place: Path, tmp_path: Path) -> None:
         go(place, tmp_path / "run", sources=root, test_sources=root)
     done = go(place, tmp_path / "run", "steps=1", sources=root, train="all", test=None)
     assert (done.score, done.result.step) == (None, 1)
+    go(place, tmp_path / "other", "steps=1", "data.split=test", test=None)
+    test = {row["path"] for row in csv.DictReader((place / "clips" / "manifest.csv").open()) if row["split"] == "test"}
+    assert set((tmp_path / "other" / "items.txt").read_text().split()) == test
 
 
 def test_classes_are_those_of_the_training_split(place: Path, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def finetune(
     check(asked.watch)
     device = pick_device(asked.train.device)
     start = start_of(run, weights=weights, random=random, imports=imports, settings=of_model)
-    split = train or (EVERYTHING if test_sources is not None else "train")
+    split = train or (EVERYTHING if test_sources is not None else asked.data.split or "train")
     resolved = asked.on(start.data)
     data = resolved.data.model_copy(update={"split": None if split == EVERYTHING else split})
     resolved = resolved.model_copy(update={"data": data})

@@ -47,7 +47,7 @@ class Imagines(Protocol):
 
 
 class Look(Settings):
-    """What can be set for a reconstruction."""
+    """What can be set for a reconstruction. ``masking``: what is hidden of the videos, None as in training."""
 
     masking: Annotated[SerializeAsAny[Settings], Family("tubelet.masking")] | None = None
     data: DataSettings

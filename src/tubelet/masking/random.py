@@ -13,7 +13,8 @@ from tubelet.masking._select import Rounding, first, hidden_count, split
 
 
 class Config(Settings):
-    """``rounding``: "visible" keeps int(n * (1 - ratio)) tokens as MAE-ST does; "hidden" hides int(ratio * n) as VideoMAE does."""
+    """``ratio`` of all tokens. ``rounding``: "visible" keeps int(n * (1 - ratio)) tokens as MAE-ST does; "hidden" hides int(ratio * n) as
+    VideoMAE does."""
 
     kind: Literal["random"] = "random"
     ratio: float = Field(0.9, gt=0, lt=1)

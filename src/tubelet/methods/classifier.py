@@ -23,11 +23,13 @@ from tubelet.objectives.losses import reduce
 
 
 class Config(Settings):
-    """``norm``: "pooled" = the encoder's final norm is left out and a new one follows the pooling (VideoMAE's ``fc_norm``); "tokens" = the
+    """``pool``: how tokens become one vector. ``norm``: "pooled" = the encoder's final norm is left out and a new one follows the pooling
+    (VideoMAE's ``fc_norm``); "tokens" = the
     encoder's own norm, before pooling. ``layer_decay``: the rate falls by this factor from block to block towards the input, None = one
     rate. ``drop_path`` is the encoder's while it is fine-tuned. ``frozen``: only what follows the encoder learns; the
     encoder is then not part of the saved weights.
-    ``smoothing`` acts on class numbers, not on soft targets that a batch brings.
+    ``smoothing`` acts on class numbers, not on soft targets that a batch brings. ``dropout``: before the last layer. ``init_scale``
+    multiplies the last layer's first weights. ``eps``: of the new norm.
     """
 
     kind: Literal["classifier"] = "classifier"

@@ -35,7 +35,10 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class DecoderConfig(Settings):
-    """None = what the papers pair with the encoder's size. ``attention`` None = the encoder's form."""
+    """None = what the papers pair with the encoder's size.
+
+    ``dim``, ``depth``, ``heads``, ``mlp_ratio``: of its blocks. ``position``, ``attention``: as the encoder's; None = the same.
+    """
 
     dim: Positive | None = None
     depth: Positive | None = None
@@ -48,8 +51,10 @@ class DecoderConfig(Settings):
 class Config(Settings):
     """``size`` names width, depth, heads, MLP ratio and decoder; ``dim``, ``depth``, ``heads``, ``mlp_ratio`` override single ones.
 
-    ``patch``: frames, rows, columns of a cube. ``attention``: "qv_bias" as released, "bias", "no_bias", "cosine". ``eps``: of every
-    LayerNorm. ``init_values`` > 0 adds LayerScale. ``mean``, ``std``: per channel in [0, 1] units, or one for all (default ImageNet).
+    ``patch``: frames, rows, columns of a cube. ``position``: the table of positions; "sinusoid" is 1-D over the raster index, as released.
+    ``attention``: "qv_bias" as released, "bias", "no_bias", "cosine". ``eps``: of every
+    LayerNorm. ``drop_path``, ``dropout``: chances in the encoder. ``loss``: how an answer's error is measured. ``init_values`` > 0 adds
+    LayerScale. ``mean``, ``std``: per channel in [0, 1] units, or one for all (default ImageNet).
     ``init``: how the encoder starts, "xavier" for pre-training, "truncated" for a classifier from scratch.
     """
 

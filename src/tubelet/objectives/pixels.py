@@ -20,7 +20,8 @@ class PixelTarget(Settings):
 
     ``space``: "unit" = pixels in [0, 1]; "input" = after the network's mean and std.
     ``normalise``: "channel" = every cube and colour channel by its own mean and standard deviation (VideoMAE); "joint" = every cube
-    over all its values (MAE, MAE-ST); "none" = raw. ``unbiased``: variance over n - 1. ``eps_inside``: (x - m) / sqrt(var + eps)
+    over all its values (MAE, MAE-ST); "none" = raw. ``unbiased``: variance over n - 1. ``eps``: added where normalisation divides.
+    ``eps_inside``: (x - m) / sqrt(var + eps)
     (MAE-ST) instead of (x - m) / (sqrt(var) + eps) (VideoMAE). ``order``: elements of a row, last letter fastest (c colour, t h w
     inside the cube). ``frames``: "all"; "centre" = the middle frame of each cube; a number n = n frames evenly over the clip, which
     must be a multiple of the grid's slots (MAE-ST's ``pred_t_dim``). ``grey``: luma instead of three colours (AV-MAE).

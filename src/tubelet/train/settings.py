@@ -28,7 +28,7 @@ class TrainSettings(Settings):
     warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up from zero, in passes over the data")
     warmup_steps: int | None = Field(None, ge=0, description="linear warm-up in steps, instead of warmup_epochs")
     betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW betas; the first one is SGD's momentum")
-    eps: float = Field(1e-8, gt=0)
+    eps: float = Field(1e-8, gt=0, description="AdamW epsilon")
     weight_decay: float = Field(0.05, ge=0, description="decoupled with AdamW; 0 on 1-D parameters and where a method says so")
     clip: float | None = Field(None, gt=0, description="largest gradient norm; null = no clipping")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of a weight average that is saved as model_ema.safetensors")
