@@ -29,3 +29,9 @@ def shared() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@pytest.fixture(autouse=True)
+def _own_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test imports with ``--import`` is not there for the next one."""
+    monkeypatch.setattr("tubelet.config._user_kinds", {})

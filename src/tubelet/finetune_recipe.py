@@ -54,16 +54,21 @@ class FinetuneRecipe(Settings):
             raise ValueError("; ".join(problems))
         return self
 
-    def on(self, trained: DataSettings) -> FinetuneRecipe:
-        """The recipe for an encoder that was trained on such clips. ``fps`` is only taken over together with ``stride`` and where
-        ``data.sampling`` knows it."""
+    @property
+    def inherited(self) -> list[str]:
+        """The data settings that are not given here, and are those of the encoder's run."""
         given = self.data.model_fields_set
         wanted = [name for name in INHERITED if name not in given]
         if "stride" in given or self.data.sampling != "window":
             wanted = [name for name in wanted if name != "fps"]
         if "fps" in given:
             wanted = [name for name in wanted if name != "stride"]
-        taken = {name: getattr(trained, name) for name in wanted}
+        return wanted
+
+    def on(self, trained: DataSettings) -> FinetuneRecipe:
+        """The recipe for an encoder that was trained on such clips. ``fps`` is only taken over together with ``stride`` and where
+        ``data.sampling`` knows it."""
+        taken = {name: getattr(trained, name) for name in self.inherited}
         return self.model_copy(update={"data": parse(DataSettings, {**self.data.model_dump(exclude_unset=True), **taken}, where="data")})
 
 
@@ -82,6 +87,16 @@ def load(recipe: str | Path, settings: Sequence[str] = ()) -> FinetuneRecipe:
     if "classifier" not in data:
         raise ConfigError(f"{recipe} is no recipe of fine-tuning (it has no classifier); finetune takes {', '.join(names())}")
     return parse(FinetuneRecipe, overlay(data, [_whole(text) for text in settings]), where=str(recipe))
+
+
+def origins(recipe: str | Path, settings: Sequence[str], trained: DataSettings) -> dict[str, str]:
+    """Where the value of every setting of ``load(recipe, settings).on(trained)`` comes from: dotted path -> ``recipe NAME``,
+    ``file PATH``, ``--set``, ``the encoder's run`` or ``default``."""
+    loaded = load(recipe, settings)
+    given, source = read_yaml(recipe_book.path_of(recipe)), recipe_book.said_source(recipe)
+    found = recipe_book.origins_of(loaded.on(trained).model_dump(mode="json"), given, [_whole(text) for text in settings], source)
+    taken = {f"data.{name}" for name in loaded.inherited}
+    return {leaf: "the encoder's run" if {leaf, leaf.rpartition(".")[0]} & taken else origin for leaf, origin in found.items()}
 
 
 def _whole(text: str) -> str:

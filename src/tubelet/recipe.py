@@ -131,16 +131,28 @@ def origins(recipe: str | Path, settings: Sequence[str] = (), size: str | None =
     """
     resolved = load(recipe, settings, size=size)
     path = path_of(recipe)
-    source = f"file {path}" if path == Path(recipe) else f"recipe {recipe}"
+    source = said_source(recipe)
     stages = _read(path)["stages"]
     found: dict[str, str] = {}
     for i, (given, stage) in enumerate(zip(stages, resolved.stages, strict=True)):
         head = f"{given.get('name', i)}."
         mine = list(settings) if len(stages) == 1 else [s.removeprefix(head) for s in settings if s.startswith(head)]
-        known = _given(given, [_short(s) for s in mine], source, size)
-        prefix = f"{stage.name}." if len(stages) > 1 else ""
-        found |= {prefix + leaf: known.get(leaf) or _kind_of(known, leaf) or "default" for leaf in _leaves(stage.model_dump(mode="json"))}
+        known = origins_of(stage.model_dump(mode="json"), given, [_short(s) for s in mine], source, size)
+        found |= {(f"{stage.name}." if len(stages) > 1 else "") + leaf: origin for leaf, origin in known.items()}
     return found
+
+
+def said_source(recipe: str | Path) -> str:
+    """``recipe NAME`` or ``file PATH``."""
+    return f"file {recipe}" if path_of(recipe) == Path(recipe) else f"recipe {recipe}"
+
+
+def origins_of(
+    resolved: dict[str, Any], given: dict[str, Any], settings: Sequence[str], source: str, size: str | None = None
+) -> dict[str, str]:
+    """The origin of every leaf of ``resolved`` settings: ``source`` for what a file ``given``, then ``--size`` and ``--set``."""
+    known = _given(given, settings, source, size)
+    return {leaf: known.get(leaf) or _kind_of(known, leaf) or "default" for leaf in _leaves(resolved)}
 
 
 def _given(stage: dict[str, Any], settings: Sequence[str], source: str, size: str | None) -> dict[str, str]:

@@ -89,11 +89,6 @@ def oracle(loaded, monkeypatch: pytest.MonkeyPatch):
     return SimpleNamespace(loaded=loaded, masks=masks)
 
 
-@pytest.fixture
-def own_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tubelet.config._user_kinds", {})
-
-
 def frames_of(path: Path) -> list[tuple[float, np.ndarray]]:
     with av.open(str(path)) as file:
         return [(float(f.time), f.to_ndarray(format="rgb24")) for f in file.decode(video=0)]
@@ -416,7 +411,7 @@ def own_file(folder: Path, name: str, extra: str = "pass") -> Path:
     return path
 
 
-def test_a_masking_of_ones_own(own_kinds, place: Path, tmp_path: Path):
+def test_a_masking_of_ones_own(place: Path, tmp_path: Path):
     mine = own_file(tmp_path, "mine")
     run = with_masking(place, tmp_path / "run", {"kind": "mine", "keep": 3})
     video = place / "videos/a.mp4"
@@ -434,7 +429,7 @@ def test_a_run_without_masking(place: Path, tmp_path: Path):
     assert tubelet.reconstruct(run, place / "videos/a.mp4", device="cpu", settings=["masking=tube", "masking.ratio=0.5"]).error.cubes == 4
 
 
-def test_a_learned_masking_comes_from_the_run_or_not_at_all(own_kinds, place: Path, tmp_path: Path):
+def test_a_learned_masking_comes_from_the_run_or_not_at_all(place: Path, tmp_path: Path):
     learned = own_file(tmp_path, "learned", "self.score = torch.nn.Parameter(torch.zeros(1))")
     video = place / "videos/a.mp4"
     with pytest.raises(ConfigError, match="learned has weights that a training run learns, and this run has not"):
@@ -454,7 +449,7 @@ def test_a_learned_masking_comes_from_the_run_or_not_at_all(own_kinds, place: Pa
     assert seen == [1.0, 1.0]
 
 
-def test_a_masking_that_needs_more_than_video(own_kinds, place: Path, tmp_path: Path):
+def test_a_masking_that_needs_more_than_video(place: Path, tmp_path: Path):
     needy = own_file(tmp_path, "needy", 'self.needs = frozenset({"video", "text", "flow"})')
     with pytest.raises(ConfigError, match="the masking needy needs flow and text besides the video; choose another"):
         tubelet.reconstruct(place / "run", place / "videos/a.mp4", device="cpu", imports=[needy], settings=["masking=needy"])
@@ -477,7 +472,7 @@ def test_the_demo_draws_with_it(place: Path):
 SMALL = {"frames": 4, "size": 16, "patch": (2, 8, 8), "stride": 2}
 
 
-def test_every_masking_there_is(own_kinds, place: Path):
+def test_every_masking_there_is(place: Path):
     from tubelet.config import kinds
 
     result = tubelet.masks(place / "videos/a.mp4", **SMALL, ratio=0.5)
@@ -488,14 +483,14 @@ def test_every_masking_there_is(own_kinds, place: Path):
     assert "tube: ratio 0.5, 4 of 8 visible (50.0 %)" in str(result)
 
 
-def test_settings_of_one_kind(own_kinds, place: Path):
+def test_settings_of_one_kind(place: Path):
     result = tubelet.masks(place / "videos/a.mp4", **SMALL, ratio=0.5, settings=["tube.ratio=0.25", "tube.rounding=visible"])
     counts = {s.kind: s.visible for s in result.shown}
     assert (counts["tube"], counts["random"]) == (6, 4)
 
 
 @pytest.mark.parametrize("ending", [".png", ".gif", ".mp4"])
-def test_masks_in_every_ending(own_kinds, place: Path, tmp_path: Path, ending: str):
+def test_masks_in_every_ending(place: Path, tmp_path: Path, ending: str):
     out = tmp_path / f"m{ending}"
     result = tubelet.masks(place / "videos/a.mp4", out=out, **SMALL, ratio=0.5)
     if ending == ".png":
@@ -506,7 +501,7 @@ def test_masks_in_every_ending(own_kinds, place: Path, tmp_path: Path, ending: s
         assert len({frame.tobytes() for _, frame in shown[:4]}) == 4
 
 
-def test_ones_own_files_are_shown_or_told(own_kinds, place: Path, tmp_path: Path):
+def test_ones_own_files_are_shown_or_told(place: Path, tmp_path: Path):
     files = [
         own_file(tmp_path, "mine"),
         own_file(tmp_path, "needy", 'self.needs = frozenset({"video", "text"})'),
@@ -546,20 +541,20 @@ def test_ones_own_files_are_shown_or_told(own_kinds, place: Path, tmp_path: Path
     ],
     ids=lambda v: str(v)[:40],
 )
-def test_masks_that_cannot_be_asked(own_kinds, place: Path, tmp_path: Path, more: dict[str, Any], said: str):
+def test_masks_that_cannot_be_asked(place: Path, tmp_path: Path, more: dict[str, Any], said: str):
     if "out" in more:
         more = more | {"out": tmp_path / more["out"]}
     with pytest.raises((ConfigError, DataError), match=said):
         tubelet.masks(place / "videos/a.mp4", **SMALL | more)
 
 
-def test_a_ratio_that_suits_some_kinds_skips_the_others(own_kinds, place: Path):
+def test_a_ratio_that_suits_some_kinds_skips_the_others(place: Path):
     result = tubelet.masks(place / "videos/a.mp4", **SMALL, ratio=0.25)
     assert {s.kind for s in result.shown} >= {"random", "tube"}
     assert dict(result.skipped)["frame"].startswith("masking.ratio 0.25 hides none of the 2 time slots")
 
 
-def test_where_no_kind_fits(own_kinds, place: Path):
+def test_where_no_kind_fits(place: Path):
     with pytest.raises(ConfigError, match="no masking can mask this clip"):
         tubelet.masks(place / "videos/a.mp4", frames=2, size=8, patch=(2, 8, 8), stride=1)
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tubelet.cli import faults
+from tubelet.config import import_file
 from tubelet.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from tubelet.train.loop import Result
 
@@ -51,6 +52,36 @@ def test_errors_are_told_without_a_traceback(cli, public, error, code, said, tmp
     assert said in got.err
     assert "Traceback" not in got.err
     assert not list(tmp_path.glob("tubelet-error-*"))
+
+
+def test_a_mistake_in_an_imported_file_is_told_with_its_line(cli, public, tmp_path):
+    """Also where it surfaces in what the file called; not where the file's own call of Tubelet breaks inside Tubelet."""
+    path = tmp_path / "half.py"
+    path.write_text(
+        "from tubelet.config import Settings, import_file\n"
+        "class Config(Settings):\n"
+        "    def build(self):\n"
+        "        return {}['ratio']\n"
+        "def deep():\n"
+        "    import json\n"
+        "    json.loads('{')\n"
+        "def ours():\n"
+        "    import_file(3)\n"
+    )
+    import_file(path)
+    half = sys.modules["tubelet_user_half"]
+    for call, said in ((half.Config().build, "line 4, in build: KeyError: 'ratio'"), (half.deep, "line 7, in deep: JSONDecodeError")):
+        with pytest.raises((KeyError, ValueError)) as caught:
+            call()
+        public("demo", gives=caught.value)
+        got = cli("demo")
+        assert got.code == 1
+        assert f"error: {path}, {said}" in got.err
+        assert "bug in Tubelet" not in got.err
+    with pytest.raises(TypeError) as wrong:
+        half.ours()
+    public("demo", gives=wrong.value)
+    assert "bug in Tubelet" in cli("demo").err
 
 
 def test_a_bug_is_kept_in_a_file(cli, public, tmp_path, monkeypatch):

@@ -62,6 +62,15 @@ def test_split_folders(tmp_path: Path) -> None:
         open_table(tmp_path, split="tset")
 
 
+def test_a_folder_that_holds_a_manifest_says_so(tree: Path) -> None:
+    """A playground has its splits in its manifest, not in sub-folders."""
+    manifest(tree, "path,split\na/x.avi,train\n", "manifest.csv")
+    with pytest.raises(DataError, match=r"no sub-folder 'train'.*Its splits may be in manifest\.csv: give that file"):
+        open_table(tree, split="train")
+    with pytest.raises(DataError, match=r"Its splits may be in manifest\.csv"):
+        open_table(f"file://{tree}", split="train")
+
+
 def test_pictures_as_items_or_frames(tmp_path: Path) -> None:
     for name in ("s1/001.jpg", "s1/002.jpg", "s2/001.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

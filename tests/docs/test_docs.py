@@ -144,7 +144,6 @@ def test_an_example_of_a_masking_strategy_trains(example, reader, tmp_path, monk
             seen.append(self)
             return super().validate()
 
-    monkeypatch.setattr("tubelet.config._user_kinds", {})
     monkeypatch.setattr("tubelet.core.Mask", Watching)
     out = tmp_path / "run"
     lines = train(reader / "my_videos", out, example, "masking=" + example, "method.decoder={dim: 16, depth: 1, heads: 2}", steps=2)
@@ -158,7 +157,6 @@ def test_an_example_of_a_masking_strategy_trains(example, reader, tmp_path, monk
 @pytest.mark.parametrize("example", METHODS)
 def test_an_example_of_a_method_learns(example, tmp_path, monkeypatch):
     """Cards of one colour each: what is visible says what is hidden, and 60 steps through the loop are enough to see it."""
-    monkeypatch.setattr("tubelet.config._user_kinds", {})
     (tmp_path / "cards").mkdir()
     colours = torch.randint(0, 256, (16, 3), generator=torch.Generator().manual_seed(1))
     for i, colour in enumerate(colours.tolist()):
@@ -170,8 +168,7 @@ def test_an_example_of_a_method_learns(example, tmp_path, monkeypatch):
     assert last["colour"] < 0.25 * last["blind"]
 
 
-def test_the_checker_board_alternates_in_every_direction(monkeypatch):
-    monkeypatch.setattr("tubelet.config._user_kinds", {})
+def test_the_checker_board_alternates_in_every_direction():
     grid = TokenGrid(("t", "h", "w"), (2, 3, 4), (1, 1, 1))
     batch = Batch({}, {}, torch.arange(2))
     import_file(ROOT / "examples" / "checker_mask.py")

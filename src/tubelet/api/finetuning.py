@@ -12,6 +12,7 @@ import torch
 
 from tubelet import finetune_recipe as recipe_book
 from tubelet.api._common import CacheProgress, Sources, say, shown
+from tubelet.api._cost import cost_line, measured
 from tubelet.api._labelled import EVERYTHING, LabelledTables, open_labelled, open_test
 from tubelet.api._record import command_line, listed, write_report
 from tubelet.api.classifiers import LoadedClassifier, Start, build_classifier, load_classifier, start_of
@@ -32,6 +33,7 @@ from tubelet.tasks.multiview import Progress, answers, score
 from tubelet.train.checkpoint import Checkpoints, write_text
 from tubelet.train.distributed import Ranks, pick_device, process_group
 from tubelet.train.loop import Result, fit
+from tubelet.train.monitor import Yardstick
 from tubelet.train.plan import Plan, Position
 from tubelet.train.sinks import check
 
@@ -85,8 +87,9 @@ def finetune(
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; give a folder")
     of_model = [text for text in settings if text.startswith("method.")]
+    of_run = [text for text in settings if text not in of_model]
     share = [] if val_share is None else [f"val_share={val_share}"]
-    asked = _recipe(recipe, [*(text for text in settings if text not in of_model), *share], out, resume)
+    asked = _recipe(recipe, [*of_run, *share], out, resume)
     check(asked.watch)
     device = pick_device(asked.train.device)
     start = start_of(run, weights=weights, random=random, imports=imports, settings=of_model)
@@ -101,7 +104,10 @@ def finetune(
         )  # fmt: skip
         job = _Job(resolved, start, tables, out, device, ranks, speak=ranks.first and not quiet)
         about = {"command": command_line(), "folder": str(Path.cwd()), "sources": listed(sources), "exclude": list(exclude)}
-        result = job.train(shown(sources), about | {"imports": [str(path) for path in imports]}, resume=resume, quiet=quiet)
+        about |= {"imports": [str(path) for path in imports]}
+        if recipe is not None or not resume:  # a run that goes on keeps what it recorded at its start
+            about["origins"] = recipe_book.origins(recipe or _default_recipe(), [*of_run, *share], start.data)
+        result = job.train(shown(sources), about, resume=resume, quiet=quiet)
         if result.signal:
             result, found = replace(result, stopped_by=result.signal), (None, None)  # the test is still to be done
         else:
@@ -131,8 +137,10 @@ class _Job:
         augment = Augment(r.data.augment, classes=len(self.tables.classes), copies=r.data.clips_per_video * r.data.repeats)
         if r.data.augment.mixup or r.data.augment.cutmix:
             _check_pairs(plan, augment.group)
+        # The encoder's backward pass is a part of the three forward passes that MFU counts.
+        yardstick = None if r.classifier.frozen else measured(self.model.to(self.device), r.data, s, self.device)
         if self.speak:
-            say(self._summary(plan))
+            say(self._summary(plan, yardstick))
         if self.ranks.first and not Checkpoints(self.out, 1).all():
             head = f"# tubelet {version('tubelet')}, torch {torch.__version__}; from {self.start.about['path']}; sources: {sources}\n"
             write_text(self.out / "config.yaml", head + to_yaml(r))
@@ -150,6 +158,7 @@ class _Job:
             prepare=_Prepare(augment, plan, self.ranks.rank),
             hooks=looks,
             watch=watch,
+            yardstick=yardstick,
             about=about,
             resume=resume,
             quiet=quiet,
@@ -194,7 +203,7 @@ class _Job:
         dumped = self.recipe.model_dump(mode="json", include={"classifier", "data", "views"})
         return {**dumped, "method": dict(self.start.method), "classes": list(self.tables.classes), "start": dict(self.start.about)}
 
-    def _summary(self, plan: Plan) -> str:
+    def _summary(self, plan: Plan, yardstick: Yardstick | None) -> str:
         """What is about to be trained, in a few aligned lines."""
         r, t, s = self.recipe, self.tables, self.recipe.train
         total = sum(p.numel() for p in self.model.parameters())
@@ -210,6 +219,7 @@ class _Job:
             ("clips", f"{r.data.frames}x{h}x{w}, {r.data.sampling}, {r.data.clips_per_video * r.data.repeats} per visit"),
             ("length", f"{plan.total_steps} steps = {plan.total_samples / plan.epoch_size:.4g} epochs, warm-up {plan.warmup_steps} steps"),
             ("batch", f"{batch} on {self.ranks.world} x {self.device}, learning rate {rate:.3g}, {s.precision}"),
+            *([("cost", cost_line(yardstick, plan))] if yardstick is not None else []),
             ("out", str(self.out)),
         ]
         return "\n".join(f"{name:>8}  {text}" for name, text in rows)
@@ -330,14 +340,16 @@ def _looked_at(views: Views) -> str:
     return f"{views.clips} x {views.crops} views"
 
 
+def _default_recipe() -> str:
+    return "finetune-small" if torch.cuda.is_available() else "finetune-tiny-cpu"
+
+
 def _recipe(recipe: str | Path | None, settings: Sequence[str], out: Path, resume: bool) -> FinetuneRecipe:
     if recipe is None and resume and out.exists():
         if not (out / "config.yaml").exists():
             raise CheckpointError(f"{out} holds no config.yaml to continue from; name its --recipe and settings again")
         return recipe_book.load(out / "config.yaml", settings)
-    if recipe is None:
-        recipe = "finetune-small" if torch.cuda.is_available() else "finetune-tiny-cpu"
-    return recipe_book.load(recipe, settings)
+    return recipe_book.load(recipe or _default_recipe(), settings)
 
 
 def _check_pairs(plan: Plan, group: int) -> None:

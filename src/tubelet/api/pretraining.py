@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -15,24 +14,22 @@ import torch
 
 from tubelet import recipe as recipe_book
 from tubelet.api._common import CacheProgress, Sources, build, say, shown
+from tubelet.api._cost import cost_line, measured
 from tubelet.api._record import command_line, listed, write_report
 from tubelet.api.watching import make_hooks
 from tubelet.config import did_you_mean, import_file, to_yaml
-from tubelet.core import Batch, CounterDraw, Stage, Step, Stream, Trainable
+from tubelet.core import Stage, Trainable
 from tubelet.data.augment import Augment
 from tubelet.data.loader import VideoFeed
 from tubelet.data.source import open_table
 from tubelet.data.table import Table
-from tubelet.errors import CheckpointError, ConfigError, NonFiniteError
+from tubelet.errors import CheckpointError, ConfigError, NonFiniteError, TubeletError
 from tubelet.recipe import Recipe, StageSettings
 from tubelet.train.checkpoint import Checkpoints, read_tensors, write_text
-from tubelet.train.cost import measure
 from tubelet.train.course import Prepare
 from tubelet.train.distributed import pick_device, process_group
-from tubelet.train.hooks import undisturbed
 from tubelet.train.loop import BadStep, Result, fit
 from tubelet.train.monitor import Yardstick
-from tubelet.train.peaks import peak_flops
 from tubelet.train.plan import Plan, Position
 from tubelet.train.settings import TrainSettings
 from tubelet.train.sinks import check
@@ -82,7 +79,12 @@ def pretrain(
         if resume and (folder / "model.safetensors").exists() and len(plan.stages) > 1:
             continue
         one = plan.model_copy(update={"stages": (book[stage.name],)})
-        result = _train_stage(stage, book[stage.name], one, sources, folder, out, about, resume=resume, exclude=exclude, quiet=quiet)
+        try:
+            result = _train_stage(stage, book[stage.name], one, sources, folder, out, about, resume=resume, exclude=exclude, quiet=quiet)
+        except TubeletError:
+            if (folder / "run.json").exists() and int(os.environ.get("RANK", 0)) == 0:
+                write_report(out, quiet=True)  # how far it came, and why it ended
+            raise
         if result.signal and stage.name != last:
             result = replace(result, stopped_by=result.signal)  # also after a stage's last step: the recipe is not done
         if result.stopped_by:
@@ -138,7 +140,7 @@ def _train_stage(
         with CacheProgress(speak) as progress:
             feed = VideoFeed(table, s.data, seed=s.train.seed, run_dir=folder, device=str(device), progress=progress)
         plan = Plan(s.train, len(feed), world=ranks.world, tokens=model.tokens)
-        yardstick = _yardstick(s, model.to(device), device)
+        yardstick = measured(model.to(device), s.data, s.train, device)
         if speak:
             say(_summary(s, model, table, plan, device, ranks.world, folder, yardstick))
         if ranks.first and not Checkpoints(folder, 1).all():
@@ -174,20 +176,6 @@ def augmentation(s: StageSettings, table: Table) -> Prepare:
     """What is done to a stage's batches on the device."""
     augment = Augment(s.data.augment, classes=len(table.classes))
     return lambda batch, at: augment(batch, at.draw)
-
-
-def _yardstick(s: StageSettings, model: Trainable, device: torch.device) -> Yardstick | None:
-    """What a sample's forward pass costs, counted on two black clips; None for a method that cannot read those."""
-    h, w = s.data.hw
-    sample = torch.arange(2)
-    clips = Stream(torch.zeros(2, 3, s.data.frames, h, w, dtype=torch.uint8), time=torch.zeros(2, s.data.frames))
-    batch = Batch({"video": clips}, {"class": torch.zeros(2, dtype=torch.int64)}, sample)
-    try:
-        with undisturbed(model, device), torch.enable_grad():
-            cost = measure(model, batch, Step(0, 0, 0.0, 0.0, CounterDraw(s.train.seed, sample)), precision=s.train.precision)
-    except (ValueError, RuntimeError, LookupError, TypeError):
-        return None
-    return Yardstick(cost.forward_flops, peak_flops(device, s.train.precision)) if cost.forward_flops else None
 
 
 def _check_init(plan: Recipe) -> None:
@@ -246,19 +234,7 @@ def _summary(
         ("data", f"{len(table)} items, clips of {s.data.frames}x{h}x{w}, {sampled}, {s.data.clips_per_video} per visit"),
         ("length", f"{plan.total_steps} steps = {plan.total_samples / plan.epoch_size:.4g} epochs, warm-up {plan.warmup_steps} steps"),
         ("batch", f"{batch} on {world} x {device}, learning rate {rate:.3g}, {s.train.precision}"),
-        *([("cost", _cost(yardstick, plan))] if yardstick is not None else []),
+        *([("cost", cost_line(yardstick, plan))] if yardstick is not None else []),
         ("out", str(out)),
     ]
     return "\n".join(f"{name:>8}  {text}" for name, text in rows)
-
-
-def _cost(yardstick: Yardstick, plan: Plan) -> str:
-    each, whole = yardstick.forward_flops, 3 * yardstick.forward_flops * plan.total_samples
-    against = f"; MFU against {yardstick.peak[0]}, {_flops(yardstick.peak[1])}/s" if yardstick.peak else ""
-    return f"{_flops(each)} a clip and forward pass, {_flops(whole)} in all{against}"
-
-
-def _flops(count: float) -> str:
-    """``3.4 GFLOP``: three digits and a unit."""
-    power = max(0, min(6, int(math.log10(max(count, 1))) // 3))
-    return f"{count / 1000**power:.3g} {' kMGTPE'[power].strip()}FLOP"

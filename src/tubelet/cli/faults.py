@@ -32,6 +32,8 @@ def report(error: BaseException) -> int:
         where = f"{error.filename}: " if error.filename else ""
         full = "; free some space, then start again (pretrain: with --resume)" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         say(f"error: {where}{error.strerror}{full}")
+    elif own := _in_imported_file(error):
+        say(f"error: {own}: {type(error).__name__}: {error}\nThat file came with --import; TUBELET_DEBUG=1 shows the whole traceback.")
     else:
         kept = "" if os.environ.get("TUBELET_DEBUG") else f"\nThe full traceback is in {_keep(error)}; TUBELET_DEBUG=1 shows it here."
         first = str(error).strip().splitlines()[:1]
@@ -106,6 +108,18 @@ def _out_of_memory(error: BaseException) -> str | None:
             "this machine ran out of memory. Lower --set train.micro=..., data.workers or data.prefetch, use data.cache=none, or a smaller "
             "--size; embed: lower --batch."
         )
+    return None
+
+
+def _in_imported_file(error: BaseException) -> str | None:
+    """``mask.py, line 12, in draw``: the deepest line of a user's own file, if the error came from there or from what it called outside
+    Tubelet."""
+    ours = str(Path(__file__).parents[1])
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename.startswith(ours):
+            return None
+        if frame.filename in {getattr(m, "__file__", "") for name, m in sys.modules.items() if name.startswith("tubelet_user_")}:
+            return f"{frame.filename}, line {frame.lineno}, in {frame.name}"
     return None
 
 

@@ -75,7 +75,7 @@ class _Decode:
         def take(_: int, rgb: np.ndarray) -> None:
             nonlocal source
             source = (rgb.shape[0], rgb.shape[1])
-            frame = torch.from_numpy(np.require(rgb, requirements="CW"))[None]
+            frame = torch.from_numpy(np.require(rgb, requirements=["C", "W"]))[None]
             frames.append(transform.cut(frame, transform.Box(0, 0, *source), kept_size(*source, s.short_side))[0].contiguous())
 
         with (

@@ -308,7 +308,7 @@ class _Video:
     def _slow(self) -> list[str]:
         """What makes decoding, and not the model, set the pace."""
         timeline, reasons = self.tried[-1], []
-        if timeline.kind == "decoded" or not self.reader._can_seek:
+        if timeline.kind == "decoded" or not self.reader.can_seek:
             if len(timeline) > FAR:
                 reasons.append(f"it cannot be searched, so a clip costs up to all its {len(timeline):,} frames")
         elif timeline.keys is not None and timeline.pts is not None:

@@ -120,7 +120,7 @@ def make_clips(reader: Reader, item: Item, plan: Plan, out: tuple[int, int]) -> 
             shape = (rgb.shape[0], rgb.shape[1])
             boxes[:] = plan.boxes(*shape)
             cuts[:] = [[torch.empty(0)] * len(w) for w, bs in zip(planned, boxes, strict=True) for _ in bs]
-        frame = torch.from_numpy(np.require(rgb, requirements="CW"))[None]
+        frame = torch.from_numpy(np.require(rgb, requirements=["C", "W"]))[None]
         clip = 0
         for window, wanted in zip(planned, boxes, strict=True):
             at = np.flatnonzero(window == index)

@@ -123,7 +123,7 @@ class PyavReader:
                 yield timeline
 
     def _estimate(self) -> Timeline | None:
-        if self.size_bytes <= SCAN_LIMIT or not self._can_seek or self.fps is None or not self.duration:
+        if self.size_bytes <= SCAN_LIMIT or not self.can_seek or self.fps is None or not self.duration:
             return None
         n = int(self.duration * self.fps)
         start = self.stream.start_time or 0
@@ -179,7 +179,7 @@ class PyavReader:
     def _by_stamp(self, timeline: Timeline, wanted: list[int]) -> Iterator[tuple[int, VideoFrame]]:
         assert timeline.pts is not None
         pts, tolerance = timeline.pts, timeline.tolerance
-        careful = not self._can_seek
+        careful = not self.can_seek
         frames, frame, here, at = None, None, 0, 0
         while at < len(wanted):
             want = pts[wanted[at]]
@@ -207,7 +207,7 @@ class PyavReader:
         return "avi" in self.container.format.name.split(",")
 
     @property
-    def _can_seek(self) -> bool:
+    def can_seek(self) -> bool:
         return bool(_SEEKABLE & set(self.container.format.name.split(",")))
 
     def _rewind(self) -> None:

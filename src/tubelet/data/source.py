@@ -150,6 +150,9 @@ class _Local:
                 elif suffix(entry.name) in VIDEO | IMAGE and entry.is_file():
                     yield entry.path, prefix + entry.name
 
+    def has(self, name: str) -> bool:
+        return os.path.isfile(os.path.join(self.name, name))
+
     def resolve(self, path: str) -> str:
         return path if is_url(path) or os.path.isabs(path) else os.path.join(os.path.dirname(self.name), path)
 
@@ -183,6 +186,9 @@ class _Remote:
             if not any(part.startswith(".") for part in key.split("/")) and suffix(key) in VIDEO | IMAGE:
                 yield self.fs.unstrip_protocol(path), key
 
+    def has(self, name: str) -> bool:
+        return bool(self.fs.isfile(f"{self.root.rstrip('/')}/{name}"))
+
     def resolve(self, path: str) -> str:
         return path if is_url(path) else self.name.rsplit("/", 1)[0] + "/" + path
 
@@ -214,8 +220,10 @@ def _folder(place: _Local | _Remote, ask: _Ask) -> _Part:
     inside = [r for r in labelled if r.key.startswith(ask.split + "/")]
     if not inside:
         there = sorted(first - {""})
+        manifests = [name for name in ("manifest.csv", "manifest.jsonl") if place.has(name)]
+        hint = f". Its splits may be in {manifests[0]}: give that file instead of the folder" if manifests else ""
         raise DataError(
-            f"{place.name} has no sub-folder {ask.split!r}{did_you_mean(ask.split, there)}; it has {', '.join(there) or 'none'}"
+            f"{place.name} has no sub-folder {ask.split!r}{did_you_mean(ask.split, there)}; it has {', '.join(there) or 'none'}{hint}"
         )
     return _Part(inside, names, notes)
 

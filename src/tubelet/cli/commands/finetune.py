@@ -35,7 +35,7 @@ from tubelet.cli.show import list_failures, progress
 WEIGHTS = ("auto", "ema")
 Exclude = Annotated[
     list[str],
-    option("Leave out items: a pattern such as '*/broken/*', or @FILE with keys. Repeat.", "--exclude", panel=DATA, metavar="PATTERN"),
+    option("Leave out items: a pattern, '*/broken/*', or @FILE of keys. Repeat.", "--exclude", panel=DATA, metavar="PATTERN|@FILE"),
 ]
 Weights = Annotated[
     str,

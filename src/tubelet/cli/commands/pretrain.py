@@ -63,7 +63,8 @@ def pretrain(
     settings: Set = [],  # noqa: B006 (Typer reads it; nobody changes it)
     imports: Import = [],  # noqa: B006
     exclude: Annotated[
-        list[str], option("Leave out items whose key matches, e.g. '*/broken/*'. Repeat.", "--exclude", panel=DATA, metavar="PATTERN")
+        list[str],
+        option("Leave out items: a pattern, '*/broken/*', or @FILE of keys. Repeat.", "--exclude", panel=DATA, metavar="PATTERN|@FILE"),
     ] = [],  # noqa: B006
     device: Annotated[
         str | None, option("auto, cpu, cuda or cuda:N; short for --set train.device.", "--device", panel=RUN, metavar="NAME")

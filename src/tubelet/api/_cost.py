@@ -1,0 +1,43 @@
+"""What a sample costs in the training that is about to start: the line before a run, and what its MFU is measured by."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from tubelet.core import Batch, CounterDraw, Step, Stream, Trainable
+from tubelet.data.settings import DataSettings
+from tubelet.train.cost import measure
+from tubelet.train.hooks import undisturbed
+from tubelet.train.monitor import Yardstick
+from tubelet.train.peaks import peak_flops
+from tubelet.train.plan import Plan
+from tubelet.train.settings import TrainSettings
+
+
+def measured(model: Trainable, data: DataSettings, train: TrainSettings, device: torch.device) -> Yardstick | None:
+    """What a sample's forward pass costs, counted on two black clips; None for a model that cannot read those."""
+    h, w = data.hw
+    sample = torch.arange(2)
+    clips = Stream(torch.zeros(2, 3, data.frames, h, w, dtype=torch.uint8), time=torch.zeros(2, data.frames))
+    batch = Batch({"video": clips}, {"class": torch.zeros(2, dtype=torch.int64)}, sample)
+    try:
+        with undisturbed(model, device), torch.enable_grad():
+            cost = measure(model, batch, Step(0, 0, 0.0, 0.0, CounterDraw(train.seed, sample)), precision=train.precision)
+    except (ValueError, RuntimeError, LookupError, TypeError):
+        return None
+    return Yardstick(cost.forward_flops, peak_flops(device, train.precision)) if cost.forward_flops else None
+
+
+def cost_line(yardstick: Yardstick, plan: Plan) -> str:
+    """``3.4 GFLOP a clip and forward pass, 12 PFLOP in all; MFU against ...``."""
+    each, whole = yardstick.forward_flops, 3 * yardstick.forward_flops * plan.total_samples
+    against = f"; MFU against {yardstick.peak[0]}, {_flops(yardstick.peak[1])}/s" if yardstick.peak else ""
+    return f"{_flops(each)} a clip and forward pass, {_flops(whole)} in all{against}"
+
+
+def _flops(count: float) -> str:
+    """``3.4 GFLOP``: three digits and a unit."""
+    power = max(0, min(6, int(math.log10(max(count, 1))) // 3))
+    return f"{count / 1000**power:.3g} {' kMGTPE'[power].strip()}FLOP"
