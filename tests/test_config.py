@@ -155,3 +155,13 @@ def test_recipe_mistakes_are_listed_together():
 def test_a_named_size_replaces_the_recipes_own_dimensions():
     method: Any = recipe.load("tiny-cpu", ["method.heads=12"], size="small").stages[0].method
     assert (method.width, method.depth, method.heads, method.decoder.dim) == (384, None, 12, None)
+
+
+def test_a_setting_without_its_section_is_told_with_it():
+    with pytest.raises(ConfigError) as told:
+        recipe.load("tiny-cpu", ["dim=3", "pach=3", "data.rand=x"])
+    assert told.value.problems == [
+        "data.rand: unknown setting; write data.augment.rand",
+        "dim: unknown setting; write method.dim",
+        "pach: unknown setting (did you mean 'watch'?)",
+    ]

@@ -134,7 +134,11 @@ def explain(cls: type[BaseModel], data: object, error: pydantic.ValidationError)
         if item["type"] == "extra_forbidden":
             owner = _owner(cls, data, item["loc"][:-1])
             known = list(owner.model_fields) if owner else []
-            hint = did_you_mean(str(item["loc"][-1]), known) or (f"; known here: {', '.join(known)}" if known else "")
+            name = str(item["loc"][-1])
+            sections = [(*item["loc"][:-1], field) for field in known]
+            below = [".".join(map(str, (*at, name))) for at in sections if name in _fields(_owner(cls, data, at))]
+            hint = f"; write {' or '.join(below)}" if below else did_you_mean(name, known)
+            hint = hint or (f"; known here: {', '.join(known)}" if known else "")
             lines.append(f"{path}: unknown setting{hint}")
         elif item["type"] == "missing":
             lines.append(f"{path}: must be given")
@@ -146,6 +150,10 @@ def explain(cls: type[BaseModel], data: object, error: pydantic.ValidationError)
             )
             lines.append(f"{path}: {message}{shown}" if path else message)
     return lines
+
+
+def _fields(owner: type[BaseModel] | None) -> Iterable[str]:
+    return owner.model_fields if owner else ()
 
 
 def _owner(cls: type[BaseModel], data: object, loc: Sequence[str | int]) -> type[BaseModel] | None:
