@@ -14,7 +14,7 @@ from tubelet import finetune_recipe as recipe_book
 from tubelet.api._common import CacheProgress, Sources, say, shown
 from tubelet.api._cost import cost_line, measured
 from tubelet.api._labelled import EVERYTHING, LabelledTables, open_labelled, open_test
-from tubelet.api._record import command_line, listed, write_report
+from tubelet.api._record import command_line, listed, reported, write_report
 from tubelet.api.classifiers import LoadedClassifier, Start, build_classifier, load_classifier, start_of
 from tubelet.api.features import _delivered, _picture_problems, save_confusion
 from tubelet.api.loading import Loaded
@@ -107,7 +107,8 @@ def finetune(
         about |= {"imports": [str(path) for path in imports]}
         if recipe is not None or not resume:  # a run that goes on keeps what it recorded at its start
             about["origins"] = recipe_book.origins(recipe or _default_recipe(), [*of_run, *share], start.data)
-        result = job.train(shown(sources), about, resume=resume, quiet=quiet)
+        with reported(out, out):
+            result = job.train(shown(sources), about, resume=resume, quiet=quiet)
         if result.signal:
             result, found = replace(result, stopped_by=result.signal), (None, None)  # the test is still to be done
         else:

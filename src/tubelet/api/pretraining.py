@@ -15,7 +15,7 @@ import torch
 from tubelet import recipe as recipe_book
 from tubelet.api._common import CacheProgress, Sources, build, say, shown
 from tubelet.api._cost import cost_line, measured
-from tubelet.api._record import command_line, listed, write_report
+from tubelet.api._record import command_line, listed, reported, write_report
 from tubelet.api.watching import make_hooks
 from tubelet.config import did_you_mean, import_file, to_yaml
 from tubelet.core import Stage, Trainable
@@ -23,7 +23,7 @@ from tubelet.data.augment import Augment
 from tubelet.data.loader import VideoFeed
 from tubelet.data.source import open_table
 from tubelet.data.table import Table
-from tubelet.errors import CheckpointError, ConfigError, NonFiniteError, TubeletError
+from tubelet.errors import CheckpointError, ConfigError, NonFiniteError
 from tubelet.recipe import Recipe, StageSettings
 from tubelet.train.checkpoint import Checkpoints, read_tensors, write_text
 from tubelet.train.course import Prepare
@@ -79,12 +79,8 @@ def pretrain(
         if resume and (folder / "model.safetensors").exists() and len(plan.stages) > 1:
             continue
         one = plan.model_copy(update={"stages": (book[stage.name],)})
-        try:
+        with reported(folder, out):
             result = _train_stage(stage, book[stage.name], one, sources, folder, out, about, resume=resume, exclude=exclude, quiet=quiet)
-        except TubeletError:
-            if (folder / "run.json").exists() and int(os.environ.get("RANK", 0)) == 0:
-                write_report(out, quiet=True)  # how far it came, and why it ended
-            raise
         if result.signal and stage.name != last:
             result = replace(result, stopped_by=result.signal)  # also after a stage's last step: the recipe is not done
         if result.stopped_by:

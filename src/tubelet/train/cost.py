@@ -7,6 +7,7 @@ import sys
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +33,23 @@ NEEDS_VALUES = (
     UnsupportedFakeTensorException,
     UnsupportedOperatorException,
 )
+
+
+def _missing() -> dict[Any, Any]:
+    """What torch's formulas of FLOPs lack before 2.15: the fused attention of the CPU, which costs what that of a GPU does."""
+    aten, found = torch.ops.aten, {}
+    for ours, theirs in (
+        (aten._scaled_dot_product_flash_attention_for_cpu, aten._scaled_dot_product_flash_attention),
+        (aten._scaled_dot_product_flash_attention_for_cpu_backward, aten._scaled_dot_product_flash_attention_backward),
+    ):
+        if ours not in flop_registry:
+            found[ours] = partial(flop_registry[theirs])
+            found[ours]._get_raw = True  # it takes tensors, as those of the registry do
+    return found
+
+
+MISSING = _missing()
+FORMULAS = {**flop_registry, **MISSING}
 
 
 @dataclass(frozen=True)
@@ -73,7 +91,7 @@ def measure(trainable: Trainable, batch: Batch, at: Step, *, precision: str = "f
         for phase, here in stage.turns(at):
             saved = _Saved(stage.own_storages())
             hooks = torch.autograd.graph.saved_tensors_hooks(saved.keep, saved.never_used)
-            with _eager(), FlopCounterMode(display=False) as counter, hooks:
+            with _eager(), FlopCounterMode(display=False, custom_mapping=MISSING) as counter, hooks:
                 stage.losses(phase, here, precision)
             flops += counter.get_total_flops()
             kept, casts = max(kept, saved.activations), max(casts, saved.casts)
@@ -192,7 +210,7 @@ class _Live(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func.overloadpacket)
+        formula = FORMULAS.get(func.overloadpacket)
         if formula is not None:
             self.flops += formula(*args, **(kwargs or {}), out_val=out)
         for tensor in tree_leaves(out):
