@@ -168,7 +168,13 @@ class _Remote:
             self.fs, self.root = fsspec.core.url_to_fs(source)
             self.is_folder = self.fs.isdir(self.root)
             there = self.is_folder or self.fs.exists(self.root)
-        except (OSError, ValueError, ImportError) as error:
+        except ImportError as error:
+            kind = source.partition("://")[0]
+            wants = (
+                "pip install 'tubelet[remote]'" if kind in ("http", "https") else f"pip install the package that fsspec uses for {kind}://"
+            )
+            raise DataError(f"{source}: cannot be opened: {error}; {wants}") from None
+        except (OSError, ValueError) as error:
             raise DataError(f"{source}: cannot be opened: {error}") from None
         if not there:
             raise DataError(f"{source}: no such file or folder")
@@ -276,7 +282,16 @@ def _manifest(place: _Local | _Remote, ask: _Ask) -> _Part:
         Row(path, _key(e), kind, e.start, e.end, label(e), f"{place.name}, line {e.line}", e.columns)
         for e, path, kind in zip(chosen, paths, kinds, strict=True)
     ]
-    return _Part(rows, frozenset(name for e in entries if (name := label(e)) is not None), missing=missing)
+    names = frozenset(name for e in entries if (name := label(e)) is not None)
+    return _Part(rows, names, _held_out(place.name, ask, Counter(e.split for e in entries if e.split)), missing)
+
+
+def _held_out(where: str, ask: _Ask, splits: Counter[str]) -> tuple[str, ...]:
+    """A note where all splits are read together: scores on videos that the encoder has seen say less."""
+    if ask.split is not None or len(splits) < 2 or not {s.lower() for s in splits} & SPLITS:
+        return ()
+    counts = ", ".join(f"{name} ({n})" for name, n in sorted(splits.items()))
+    return (f"{where}: all splits are used: {counts}; data.split = {min(splits, key=lambda s: 'train' not in s.lower())} keeps to one",)
 
 
 def _key(entry: Entry) -> str:
