@@ -120,14 +120,23 @@ def worker_failure(error: BaseException) -> DataError | None:
 def killed_after(seconds: float) -> Iterator[None]:
     """In a decoding process, end the process if the work takes longer: a read that blocks inside the system can be ended by nothing less.
     Does nothing in the training process."""
+    global _patience
     if not _decoding:
         yield
         return
+    _patience = seconds
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
+        _patience = 0.0
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def still_moving() -> None:
+    """Inside :func:`killed_after`: its time begins again, for what is slow (a shard that is fetched) does move."""
+    if _patience:
+        signal.setitimer(signal.ITIMER_REAL, _patience)
 
 
 class _Lists:
@@ -145,6 +154,7 @@ def _same(answer: Any) -> Any:
 
 
 _decoding = False
+_patience = 0.0  # seconds of the killed_after that is running, 0 = none
 
 
 def _init(_: int) -> None:
