@@ -57,7 +57,7 @@ def write(table: Table, out: Path, *, size: tuple[int, int] | None = None, frame
         (out / name).mkdir(parents=True)
     origins, pieces, found, times, setups, manifest, bad = [], [], [], [], [], [], []
     number: dict[str, int] = {}
-    tars = [tarfile.open(out / "shards" / f"s{i:03d}.tar", "w") for i in range(shards)]
+    tars = [tarfile.open(out / "shards" / f"s{i:03d}.tar", "w") for i in range(shards)]  # noqa: SIM115 - closed below
     for path in dict.fromkeys(table.paths):
         try:
             pixels, seconds = read_frames(path)
@@ -65,7 +65,9 @@ def write(table: Table, out: Path, *, size: tuple[int, int] | None = None, frame
             bad.append(f"# {' '.join(str(error).split())}\n{path}\n")
             continue
         h, w = size or (pixels.shape[1] // 2 * 2, pixels.shape[2] // 2 * 2)
-        small = np.stack([av.VideoFrame.from_ndarray(p, format="rgb24").reformat(w, h, interpolation="AREA").to_ndarray(format="rgb24") for p in pixels])
+        small = np.stack(
+            [av.VideoFrame.from_ndarray(p, format="rgb24").reformat(w, h, interpolation="AREA").to_ndarray(format="rgb24") for p in pixels]
+        )
         number[path] = len(origins)
         shard = len(origins) % shards
         first = len(pieces)
