@@ -8,6 +8,7 @@ import os
 import shutil
 import tarfile
 from collections.abc import Callable
+from copy import copy as copy_of
 from pathlib import Path
 
 import av
@@ -20,6 +21,7 @@ from tubelet.data.check import Check, check_table
 from tubelet.data.decode import PyavReader
 from tubelet.data.evaluation import EvalFeed, windows
 from tubelet.data.loader import VideoFeed
+from tubelet.data.prepared.grouping import shards_of_table
 from tubelet.data.prepared.handles import Handles
 from tubelet.data.prepared.index import open_prepared
 from tubelet.data.prepared.reader import PreparedReader
@@ -337,3 +339,36 @@ def test_the_webdataset_package_reads_the_shards(pair: tuple[Path, Path]) -> Non
         assert json.loads(sample["json"])["key"] == sample["__key__"]
         with av.open(io.BytesIO(sample["mp4"]), "r") as file:
             assert next(iter(file.decode(video=0))).width == 64
+
+
+def test_shuffle_by_shards(pair: tuple[Path, Path], segments: tuple[Path, Path]) -> None:
+    raw, out = (open_table(p) for p in pair)
+    of = shards_of_table(out, store=settings().store, timeout=5)
+    assert of.tolist() == [0, 1] * 4
+    feed = VideoFeed(out, settings(shuffle="shards", shuffle_shards=1), seed=3)
+    batches = list(feed.batches([range(4), range(4, 8), range(8, 12)]))
+    for batch in batches:
+        assert len({int(of[int(i)]) for i in batch.labels["item"]}) == 1  # type: ignore[union-attr]  # a tensor
+    assert sorted(k for b in batches[:2] for k in b.key) == list(out.keys)
+    (again,) = VideoFeed(out, settings(shuffle="shards", shuffle_shards=1), seed=3).batches([range(8, 12)])
+    assert torch.equal(again.stream("video").data, batches[2].stream("video").data), "from any sample on"
+    assert feed.fingerprint() != VideoFeed(out, settings(), seed=3).fingerprint()
+    assert VideoFeed(out, settings(), seed=3).fingerprint() == VideoFeed(out, settings(shuffle="items"), seed=3).fingerprint()
+    behind = open_table(f"file://{pair[1]}")
+    auto, asked = (VideoFeed(behind, settings(shuffle=s, cache_dir=str(pair[1] / "kept")), seed=3) for s in ("auto", "shards"))
+    assert auto.fingerprint() == asked.fingerprint() == VideoFeed(out, settings(shuffle="shards"), seed=3).fingerprint()
+    with pytest.raises(DataError, match=r"8 of 8 items are not of prepared sets, e\.g\. a/0\.mp4; set data\.shuffle = items"):
+        VideoFeed(raw, settings(shuffle="shards"), seed=3)
+    both = open_table([pair[1], segments[1]], labels="none")
+    assert sorted(shards_of_table(both, store=settings().store, timeout=5).tolist()) == [0] * 2 + [1] * 2 + [2] * 4 + [3] * 4
+
+
+def test_a_segment_lies_in_the_shard_of_its_first_frame(pair: tuple[Path, Path]) -> None:
+    opened = open_prepared(str(pair[1]))
+    pieces = opened.pieces.copy()
+    pieces["shard"] = np.arange(len(pieces))
+    opened = copy_of(opened)
+    opened.pieces = pieces
+    first = int(opened.origins[3]["first"])  # its second piece begins at 1.2 s
+    found = opened.first_shards(np.array([3, 3, 3, 3, 0]), np.array([np.nan, 1.1, 1.2, 9.0, 0.0]))
+    assert found.tolist() == [first, first, first + 1, first + 1, 0]

@@ -198,9 +198,9 @@ def _read_all(url: str, keep: Store, failed) -> None:
 @pytest.mark.parametrize("room", [6, 2])
 def test_processes_at_once(out: Path, tmp_path: Path, log, room: int) -> None:
     keep = Store(tmp_path / "kept", index_bytes(out) + room * max(shard_bytes(out)) + 100)
-    spawn = multiprocessing.get_context("spawn")
-    failed = spawn.Queue()
-    processes = [spawn.Process(target=_read_all, args=(f"noted://{out}", keep, failed)) for _ in range(3)]
+    fork = multiprocessing.get_context("fork")
+    failed = fork.Queue()
+    processes = [fork.Process(target=_read_all, args=(f"noted://{out}", keep, failed)) for _ in range(3)]
     for p in processes:
         p.start()
     most = 0
@@ -224,7 +224,7 @@ def _fetch_slowly(url: str, keep: Store) -> None:
 def test_a_killed_fetch_is_continued(out: Path, tmp_path: Path, log, monkeypatch: pytest.MonkeyPatch) -> None:
     keep = Store(tmp_path / "kept")
     monkeypatch.setenv("TUBELET_TEST_PAUSE", "0.1")
-    process = multiprocessing.get_context("spawn").Process(target=_fetch_slowly, args=(f"noted://{out}", keep))
+    process = multiprocessing.get_context("fork").Process(target=_fetch_slowly, args=(f"noted://{out}", keep))
     process.start()
     begin = time.monotonic()
     while not any(p.stat().st_size >= 4096 for p in (tmp_path / "kept").rglob("*.tar.*.part")):

@@ -6,6 +6,7 @@ import os
 import resource
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,7 @@ class Handle:
     def __init__(self, fd: int, *, kept: bool) -> None:
         self._fd, self._kept, self._marked = fd, kept, time.monotonic()
         self.bytes = os.fstat(fd).st_size
+        weakref.finalize(self, os.close, fd)
 
     def read(self, at: int, count: int) -> bytes:
         """``count`` bytes from ``at``, fewer where the file ends. Raises OSError."""
@@ -37,9 +39,6 @@ class Handle:
     def dropped(self) -> bool:
         """Whether the file lost its name, so that its room on the disk is free once it is closed."""
         return os.fstat(self._fd).st_nlink == 0
-
-    def __del__(self) -> None:
-        os.close(self._fd)
 
 
 class Handles:
