@@ -79,7 +79,7 @@ class Footage:
 
         plan = Plan(choose, lambda h, w: [[transform.centre(h, w, s.hw)]] * len(found))
         limit = s.decode_timeout * patience
-        with open_item(item, decoder=self.decoder, timeout=limit, folder_fps=s.folder_fps) as reader:
+        with open_item(item, decoder=self.decoder, timeout=limit, folder_fps=s.folder_fps, store=s.store) as reader:
             return make_clips(reader, item, plan, s.hw)
 
     def _one(self, times: np.ndarray) -> list[np.ndarray]:

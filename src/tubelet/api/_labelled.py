@@ -10,8 +10,9 @@ import numpy as np
 
 from tubelet.api._common import Sources, shown
 from tubelet.config import did_you_mean
+from tubelet.data.places import is_url
 from tubelet.data.settings import DataSettings
-from tubelet.data.source import is_url, open_table
+from tubelet.data.source import open_table
 from tubelet.data.table import Table
 from tubelet.errors import DataError
 from tubelet.tasks.probe import held_out

@@ -70,10 +70,12 @@ class Report:
     def overview(self) -> list[tuple[str, str]]:
         """(what, text) lines: how many, how long, which rates, codecs and sizes, sound. Of the items that could be read."""
         read = [item for item in self.items if item.frames is not None]
-        videos = [item for item in read if item.kind == "video"]
+        videos = [item for item in read if item.kind in ("video", "prepared")]
         clean = self.n_total - self.n_bad - len(self.warned)
         kinds = Counter(item.kind for item in self.items)
-        named = ", ".join(count(n, {"video": "video", "image": "picture", "frames": "folder"}[k]) for k, n in kinds.items())
+        named = ", ".join(
+            count(n, {"video": "video", "image": "picture", "frames": "folder", "prepared": "prepared video"}[k]) for k, n in kinds.items()
+        )
         rows = [("items", f"{self.n_total:,}: {clean:,} fine, {len(self.warned):,} with warnings, {self.n_bad:,} bad ({named})")]
         seconds = [item.seconds for item in read if item.seconds is not None]
         if seconds:

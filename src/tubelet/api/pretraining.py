@@ -35,7 +35,7 @@ from tubelet.train.settings import TrainSettings
 from tubelet.train.sinks import check
 
 # Where data may change between a run's start and its continuation without changing which numbers it computes.
-FREE_DATA = ("data.workers", "data.prefetch", "data.decode_timeout", "data.max_bad_rate")
+FREE_DATA = ("data.workers", "data.prefetch", "data.decode_timeout", "data.max_bad_rate", "data.cache_dir", "data.cache_limit")
 
 
 def pretrain(

@@ -18,7 +18,8 @@ from tubelet.api.watching import clip_figures
 from tubelet.config import import_file, parse
 from tubelet.core import Step, Trainable
 from tubelet.data.loader import VideoFeed
-from tubelet.data.source import is_url, open_table
+from tubelet.data.places import is_url
+from tubelet.data.source import open_table
 from tubelet.data.table import Table
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.recipe import StageSettings

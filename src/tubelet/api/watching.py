@@ -20,6 +20,7 @@ from tubelet.data.reader import choose_decoder
 from tubelet.data.settings import DataSettings, Views
 from tubelet.data.table import Table
 from tubelet.data.workers import auto_workers, run_jobs
+from tubelet.errors import DataError
 from tubelet.recipe import StageSettings
 from tubelet.tasks.embed import Embeddings, pool_tokens
 from tubelet.tasks.online import choose, online_scores
@@ -103,6 +104,8 @@ class Clips:
         try:
             for parcel in parcels:
                 self.failures += [(fault.key, fault.reason) for fault in parcel.faults]
+                if parcel.error is not None:
+                    raise DataError(parcel.error)
                 if parcel.batch is not None:
                     yield parcel.batch
         finally:

@@ -49,9 +49,9 @@ def hash_uniform(key: int, counter: Tensor, n: int) -> Tensor:
     return bits.to(torch.float32) * 2.0**-24
 
 
-def permutation(seed: int, epoch: int, n: int) -> Tensor:
-    """The order of ``n`` items in one epoch: a permutation that is a function of (seed, epoch) alone. (n,) int64."""
-    base = mix(torch.tensor(epoch * _GOLDEN % 2**62 + name_key(seed, "order") % 2**62))
+def permutation(seed: int, epoch: int, n: int, name: str = "order") -> Tensor:
+    """The order of ``n`` items in one epoch: a permutation that is a function of (seed, name, epoch) alone. (n,) int64."""
+    base = mix(torch.tensor(epoch * _GOLDEN % 2**62 + name_key(seed, name) % 2**62))
     return torch.argsort(mix(base + torch.arange(1, n + 1) * _GOLDEN), stable=True)
 
 

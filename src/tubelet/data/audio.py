@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from typing import cast
+import io
+from typing import TYPE_CHECKING, cast
 
 import av
 import av.error
 import numpy as np
 from av.audio.frame import AudioFrame
+from av.container import InputContainer
 
 from tubelet.data.files import Deadline, explain, open_container
+from tubelet.data.prepared.paths import is_prepared
 from tubelet.errors import DecodeError
 
+if TYPE_CHECKING:
+    from tubelet.data.prepared.store import Store
 
-def read_audio(path: str, start: float = 0.0, end: float | None = None, rate: int = 16000, *, timeout: float = 30.0) -> np.ndarray:
+_EDGE = 0.25  # seconds by which the sound of a piece may begin before its first frame or end after its last
+
+
+def read_audio(
+    path: str, start: float = 0.0, end: float | None = None, rate: int = 16000, *, timeout: float = 30.0, store: Store | None = None
+) -> np.ndarray:
     """(n,) float32 mono in [-1, 1] from ``start`` to ``end`` seconds (None = to the end of the sound), resampled to ``rate`` Hz.
 
+    ``path``: a video, or an item of a prepared set (``OUT#17``), whose shards are fetched into ``store`` where they are behind a URL.
     Times are on the clock of the frames, 0 = where players start; where there is no sound the samples are 0. Raises DecodeError where
     the file has no audio stream or none of it can be decoded.
     """
@@ -23,39 +34,95 @@ def read_audio(path: str, start: float = 0.0, end: float | None = None, rate: in
         raise DecodeError(f"{path}: cannot read sound from {start:g} to {end} s at {rate} Hz")
     path = str(path)
     deadline = Deadline(path, timeout)
+    first, sound = (
+        _of_prepared(path, start, end, rate, deadline, store) if is_prepared(path) else _of_file(path, start, end, rate, deadline)
+    )
+    return _cut(sound, first, round(start * rate), None if end is None else round(end * rate))
+
+
+def _of_file(path: str, start: float, end: float | None, rate: int, deadline: Deadline) -> tuple[int, np.ndarray]:
+    """(number of the first sample, samples) of a file, at least from ``start`` to ``end`` as far as there are."""
     container, _, watched = open_container(path, deadline)
     try:
         if not container.streams.audio:
             raise DecodeError(f"{path}: has no audio stream")
-        stream = container.streams.audio[0]
-        stream.codec_context.thread_count = 1
-        origin = (container.start_time or 0) / 1e6
-        base = float(stream.time_base or 0)
-        if start > 1 and base > 0:
-            container.seek(int((start + origin - 0.5) / base), stream=stream, backward=True)  # half a second for decoders that warm up
-        resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
-        pieces, first = [], None
-        for packet in container.demux(stream):
-            deadline.left()
-            frames = [cast(AudioFrame, f) for f in packet.decode()]
-            if frames and first is None:
-                stamp = frames[0].pts
-                first = stamp * float(frames[0].time_base or base) - origin if stamp is not None else 0.0
-            pieces += [r.to_ndarray().reshape(-1) for f in frames for r in resampler.resample(f)]
-            if first is not None and end is not None and first + sum(map(len, pieces)) / rate > end + 0.1:
-                break
+        first, sound = _decode(container, path, start, end, rate, deadline)
         if watched is not None:
             watched.check()
-        if first is None:
+        if not len(sound):
             raise DecodeError(f"{path}: no sound can be decoded")
-        pieces += [r.to_ndarray().reshape(-1) for r in resampler.resample(None)]
-        return _cut(np.concatenate(pieces), round(first * rate), round(start * rate), None if end is None else round(end * rate))
+        return first, sound
     except av.error.FFmpegError as error:
         raise explain(path, error, b"", deadline) from None
     finally:
         container.close()
         if watched is not None:
             watched.close()
+
+
+def _of_prepared(path: str, start: float, end: float | None, rate: int, deadline: Deadline, store: Store | None) -> tuple[int, np.ndarray]:
+    """The same of an origin of a prepared set: the sound of its pieces, each where its first frame is on the origin's clock."""
+    from tubelet.data.prepared.reader import PreparedReader
+
+    parts: list[tuple[int, np.ndarray]] = []
+    silent = True
+    with PreparedReader(path, timeout=deadline.seconds, store=store) as reader:
+        begins = [reader.begins_at(piece) for piece in reader.pieces]
+        for piece, begin, following in zip(reader.pieces, begins, [*begins[1:], np.inf], strict=True):
+            if following + _EDGE < start or (end is not None and begin - _EDGE > end):
+                continue
+            try:
+                with av.open(io.BytesIO(reader.read(piece)), "r") as container:
+                    if not container.streams.audio:
+                        continue
+                    silent = False
+                    video = container.streams.video[0]
+                    shift = begin - (float((video.start_time or 0) * (video.time_base or 0)) - (container.start_time or 0) / 1e6)
+                    stop = None if end is None else end - shift
+                    first, sound = _decode(container, path, max(0.0, start - shift), stop, rate, deadline)
+            except av.error.FFmpegError as error:
+                raise DecodeError(f"{reader.where(piece)}: its sound cannot be decoded: {error.strerror}") from None
+            parts.append((first + round(shift * rate), sound))
+    if silent:
+        raise DecodeError(f"{path}: has no audio stream")
+    return _joined(parts)
+
+
+def _joined(parts: list[tuple[int, np.ndarray]]) -> tuple[int, np.ndarray]:
+    """Signals that follow each other as one; where two overlap the later one counts."""
+    parts = [p for p in parts if len(p[1])]
+    if not parts:
+        return 0, np.zeros(0, np.float32)
+    begin = min(first for first, _ in parts)
+    out = np.zeros(max(first + len(sound) for first, sound in parts) - begin, np.float32)
+    for first, sound in parts:
+        out[first - begin : first - begin + len(sound)] = sound
+    return begin, out
+
+
+def _decode(container: InputContainer, path: str, start: float, end: float | None, rate: int, deadline: Deadline) -> tuple[int, np.ndarray]:
+    """(number of the first sample, samples) on the container's clock; no samples where nothing is decoded. Raises FFmpegError."""
+    stream = container.streams.audio[0]
+    stream.codec_context.thread_count = 1
+    origin = (container.start_time or 0) / 1e6
+    base = float(stream.time_base or 0)
+    if start > 1 and base > 0:
+        container.seek(int((start + origin - 0.5) / base), stream=stream, backward=True)  # half a second for decoders that warm up
+    resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
+    pieces, first = [], None
+    for packet in container.demux(stream):
+        deadline.left()
+        frames = [cast(AudioFrame, f) for f in packet.decode()]
+        if frames and first is None:
+            stamp = frames[0].pts
+            first = stamp * float(frames[0].time_base or base) - origin if stamp is not None else 0.0
+        pieces += [r.to_ndarray().reshape(-1) for f in frames for r in resampler.resample(f)]
+        if first is not None and end is not None and first + sum(map(len, pieces)) / rate > end + 0.1:
+            break
+    if first is None:
+        return 0, np.zeros(0, np.float32)
+    pieces += [r.to_ndarray().reshape(-1) for r in resampler.resample(None)]
+    return round(first * rate), np.concatenate(pieces)
 
 
 def _cut(sound: np.ndarray, first: int, start: int, end: int | None) -> np.ndarray:

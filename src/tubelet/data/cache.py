@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tubelet.data import transform
-from tubelet.data.reader import Decoder, open_item, read_chosen
+from tubelet.data.reader import Decoder, open_item, read_chosen, source_size
 from tubelet.data.settings import DataSettings
 from tubelet.data.table import Table
 from tubelet.data.workers import killed_after, local_ranks, run_jobs
@@ -80,13 +80,14 @@ class _Decode:
 
         def take(_: int, rgb: np.ndarray) -> None:
             nonlocal source
-            source = (rgb.shape[0], rgb.shape[1])
+            shape = (rgb.shape[0], rgb.shape[1])
+            source = source_size(reader, shape)
             frame = torch.from_numpy(np.require(rgb, requirements=["C", "W"]))[None]
-            frames.append(transform.cut(frame, transform.Box(0, 0, *source), kept_size(*source, s.short_side))[0].contiguous())
+            frames.append(transform.cut(frame, transform.Box(0, 0, *shape), kept_size(*shape, s.short_side))[0].contiguous())
 
         with (
             killed_after(2 * s.decode_timeout + 1, row),
-            open_item(item, decoder=self.decoder, timeout=s.decode_timeout, folder_fps=s.folder_fps) as reader,
+            open_item(item, decoder=self.decoder, timeout=s.decode_timeout, folder_fps=s.folder_fps, store=s.store) as reader,
         ):
             _, times, _ = read_chosen(reader, item, choose, take)
         return Kept(torch.stack(frames), times, source)
@@ -111,7 +112,7 @@ def estimate_bytes(table: Table, settings: DataSettings) -> int:
             shape = (rgb.shape[0], rgb.shape[1])
 
         try:
-            with open_item(item, timeout=settings.decode_timeout, folder_fps=settings.folder_fps) as reader:
+            with open_item(item, timeout=settings.decode_timeout, folder_fps=settings.folder_fps, store=settings.store) as reader:
                 _, times, _ = read_chosen(reader, item, lambda times: [np.zeros(1, np.int64)], take)
         except DecodeError:
             continue

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from av.stream import Disposition
@@ -19,12 +20,16 @@ from tubelet.data.guarded import Lost, run_guarded
 from tubelet.data.manifest import suffix
 from tubelet.data.reader import Decoder, Reader, open_item, read_chosen
 from tubelet.data.sampling import frame_gap
-from tubelet.data.table import Item, Kind, Table
+from tubelet.data.table import KINDS, Item, Kind, Table
 from tubelet.data.timeline import Timeline
 from tubelet.errors import DecodeError
 
+if TYPE_CHECKING:
+    from tubelet.data.prepared.store import Store
+
 FAR = 300  # frames decoded to reach one frame: above this, decoding and not the GPU sets the pace (x264's default is a key frame in 250)
 LARGE = 1920 * 1088  # pixels of a frame
+FETCHING = 3600.0  # seconds for an item whose shards must be fetched
 PIECE = 2**16  # bytes of a file that are compared at a time
 
 # What can be wrong. The first group makes an item bad: training would fail on it, or lose a part of it.
@@ -89,11 +94,13 @@ class Checked:
 
 @dataclass(frozen=True)
 class Check:
-    """How items are looked at. ``frames``: how many an item should have. ``timeout``: seconds for opening and reading one."""
+    """How items are looked at. ``frames``: how many an item should have. ``timeout``: seconds for opening and reading one.
+    ``store``: where shards of prepared sets behind URLs are kept."""
 
     frames: int | None = None
     timeout: float = 30.0
     decoder: Decoder = "pyav"
+    store: Store | None = None
 
     def item(self, item: Item) -> Checked:
         """One item, opened a second time where that fails, as training does. Raises nothing: whatever a file does to it is the answer."""
@@ -113,13 +120,15 @@ class Check:
         return Checked(item.key, item.path, item.kind, Remark(code, " ".join(reason.removeprefix(f"{item.path}: ").split())))
 
     def _look(self, item: Item) -> Checked:
-        with open_item(item, decoder=self.decoder, timeout=self.timeout) as reader:
+        with open_item(item, decoder=self.decoder, timeout=self.timeout, store=self.store) as reader:
             noted = _Noted(reader)
             try:
                 _, times, _ = read_chosen(noted, item, noted.first_middle_last, noted.take)
             except TimedOut as error:
                 raise TimedOut(f"{error}; of its first, middle and last frame {len(noted.shapes)} had come") from None
             seen = _seen(item, times, noted.shapes[0], self.frames)
+            if item.kind == "prepared":
+                return _of_prepared(item, seen, reader)
             if not isinstance(reader, PyavReader):
                 return seen
             return _Video(item, times, noted, reader, probe(item.path, timeout=self.timeout)).complete(seen)
@@ -206,6 +215,15 @@ def _seen(item: Item, times: np.ndarray, shape: tuple[int, int], frames: int | N
         codec=suffix(item.path).lstrip(".") if still else "pictures",
         file_bytes=os.path.getsize(item.path) if os.path.isfile(item.path) else None,
     )
+
+
+def _of_prepared(item: Item, seen: Checked, reader: Any) -> Checked:
+    """The same with what the pieces of a prepared item tell: all their bytes are read, and compared with what was written."""
+    from tubelet.data.prepared.verify import examine
+
+    found = examine(reader, item.start, item.end)
+    problem = Remark("damaged", found.problem) if found.problem else None
+    return replace(seen, problem=problem, codec=found.codec, container="prepared", has_audio=found.has_audio, file_bytes=found.bytes)
 
 
 class _Video:
@@ -332,7 +350,9 @@ def check_table(table: Table, check: Check, *, workers: int, progress: Callable[
     found: dict[int, Checked] = {}
     remote = any("://" in path for path in table.paths)
     work = partial(_row, check, table)
-    for row, answer in run_guarded(work, range(len(table)), workers=workers, limit=2 * check.timeout + 1, remote=remote):
+    fetches = remote and KINDS.index("prepared") in table.kinds
+    limit = FETCHING if fetches else 2 * check.timeout + 1  # a shard that is fetched has limits of its own
+    for row, answer in run_guarded(work, range(len(table)), workers=workers, limit=limit, remote=remote):
         if isinstance(answer, Lost):
             item = table.item(row)
             answer = Checked(item.key, item.path, item.kind, Remark("timeout" if answer.late else "crash", answer.reason))
@@ -347,7 +367,7 @@ def duplicates(items: Sequence[Checked]) -> list[list[str]]:
     of a file that is not larger than they are. Segments of one file are no duplicates."""
     by_size: defaultdict[int, dict[str, str]] = defaultdict(dict)
     for item in items:
-        if item.file_bytes and not item.bad and "://" not in item.path:
+        if item.file_bytes and not item.bad and item.kind != "prepared" and "://" not in item.path:
             by_size[item.file_bytes].setdefault(item.path, item.key)
     groups: defaultdict[tuple[int, bytes], list[str]] = defaultdict(list)
     for size, files in by_size.items():

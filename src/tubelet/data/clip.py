@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tubelet.core import Batch, Draw, Stream
 from tubelet.data import sampling, transform
-from tubelet.data.reader import Reader, read_chosen
+from tubelet.data.reader import Reader, read_chosen, source_size
 from tubelet.data.settings import DataSettings, Views
 from tubelet.data.table import Item
 from tubelet.data.transform import Box
@@ -107,7 +107,7 @@ def make_clips(reader: Reader, item: Item, plan: Plan, out: tuple[int, int]) -> 
     planned: list[np.ndarray] = []
     cuts: list[list[Tensor]] = []  # per clip, per frame
     boxes: list[list[Box]] = []
-    shape = (0, 0)
+    shape = source = (0, 0)
 
     def choose(times: np.ndarray) -> list[np.ndarray]:
         planned[:] = plan.windows(times)
@@ -115,10 +115,11 @@ def make_clips(reader: Reader, item: Item, plan: Plan, out: tuple[int, int]) -> 
         return planned
 
     def take(index: int, rgb: np.ndarray) -> None:
-        nonlocal shape
+        nonlocal shape, source
         if not boxes:
             shape = (rgb.shape[0], rgb.shape[1])
-            boxes[:] = plan.boxes(*shape)
+            source = source_size(reader, shape)
+            boxes[:] = [[transform.rescale(box, source, shape) for box in found] for found in plan.boxes(*source)]
             cuts[:] = [[torch.empty(0)] * len(w) for w, bs in zip(planned, boxes, strict=True) for _ in bs]
         frame = torch.from_numpy(np.require(rgb, requirements=["C", "W"]))[None]
         clip = 0
@@ -135,7 +136,7 @@ def make_clips(reader: Reader, item: Item, plan: Plan, out: tuple[int, int]) -> 
     data = torch.stack([torch.stack(frames) for frames in cuts])
     repeat = [len(bs) for bs in boxes]
     time = np.repeat(np.stack([times[w] for w in windows]), repeat, axis=0).astype(np.float32)
-    crop = np.stack([transform.affine(b, out, shape, shape) for bs in boxes for b in bs])
+    crop = np.stack([transform.affine(b, out, source, shape) for bs in boxes for b in bs])
     return Clips(data, torch.from_numpy(time), torch.from_numpy(crop))
 
 

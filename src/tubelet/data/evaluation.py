@@ -43,6 +43,8 @@ class ViewMaker:
                 scored.append(row)
             except DecodeError as error:
                 faults.append(Fault(row, table.keys[row], table.paths[row], str(error), row * per_item, True))
+            except DataError as error:  # not of this item: of its whole set, or of the folder that keeps fetched shards
+                return Parcel(None, faults, str(error))
         if not scored:
             return Parcel(None, faults)
         rows = [row for row in scored for _ in range(per_item)]
@@ -92,6 +94,8 @@ class EvalFeed:
         parcels = run_jobs(maker, schedule, workers=self.workers, prefetch=s.prefetch, pin=self.device.type == "cuda", remote=remote)
         for parcel in parcels:
             self.failures += [(fault.key, fault.reason) for fault in parcel.faults]
+            if parcel.error is not None:
+                raise DataError(parcel.error)
             if parcel.batch is not None:
                 self.n_scored += len(parcel.batch) // (self.views.clips * self.views.crops)
                 yield parcel.batch
@@ -109,7 +113,7 @@ def windows(table: Table, *, seconds: float, hop: float | None = None, settings:
     rows: list[Row] = []
     for i, row in enumerate(table.rows()):
         try:
-            with open_item(table.item(i), timeout=settings.decode_timeout, folder_fps=settings.folder_fps) as reader:
+            with open_item(table.item(i), timeout=settings.decode_timeout, folder_fps=settings.folder_fps, store=settings.store) as reader:
                 times = next(reader.timelines()).times
         except DecodeError:
             rows.append(row)

@@ -35,6 +35,10 @@ class Deadline:
             raise self.error()
         return left
 
+    def renew(self) -> None:
+        """Begin again: something came."""
+        self._end = time.monotonic() + self.seconds
+
     def error(self) -> DecodeError:
         what = "the file is broken or its storage stalls (raise decode_timeout if it is only slow)"
         return TimedOut(f"{self.path}: not done after {self.seconds:g} s; {what}")

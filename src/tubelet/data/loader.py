@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,9 +18,10 @@ from tubelet.data.clip import Clips, Plan, TrainDraws, clips_of_frames, make_cli
 from tubelet.data.faults import BadVideos, Fault
 from tubelet.data.files import TimedOut
 from tubelet.data.order import Order
+from tubelet.data.places import is_url
 from tubelet.data.reader import Decoder, choose_decoder, open_item
 from tubelet.data.settings import DataSettings
-from tubelet.data.table import Table
+from tubelet.data.table import KINDS, Table
 from tubelet.data.workers import auto_workers, killed_after, run_jobs
 from tubelet.errors import DataError, DecodeError
 
@@ -81,7 +83,7 @@ class ItemReader:
         item, s = self.table.item(row), self.settings
         with (
             killed_after(2 * s.decode_timeout + 1, row),
-            open_item(item, decoder=self.decoder, timeout=s.decode_timeout, folder_fps=s.folder_fps) as reader,
+            open_item(item, decoder=self.decoder, timeout=s.decode_timeout, folder_fps=s.folder_fps, store=s.store) as reader,
         ):
             return make_clips(reader, item, plan, s.hw)
 
@@ -125,6 +127,8 @@ class ClipMaker:
                     first = attempt == 1
                     faults += [self._fault(row, error, numbers[i], first) for i in (positions if first else positions[:1])]
                     row = self.replacement(visit, attempt)
+                except DataError as error:  # not of this item: of its whole set, or of the folder that keeps fetched shards
+                    return Parcel(None, faults, str(error))
             else:
                 return Parcel(None, faults, f"{REPLACEMENTS + 1} videos in a row cannot be read, the last: {faults[-1].reason}")
             rows += [row] * len(positions)
@@ -139,6 +143,23 @@ class ClipMaker:
     def _fault(self, row: int, error: DecodeError, sample: int, first: bool) -> Fault:
         table = self.reader.table
         return Fault(row, table.keys[row], table.paths[row], str(error), sample, first)
+
+
+def shards_to_mix(table: Table, settings: DataSettings) -> np.ndarray | None:
+    """(n,) the shard of each item where the order is by shards, None where it is by items. Raises DataError where shards were asked for
+    and some items lie in none."""
+    prepared = np.array([kind == "prepared" for kind in KINDS])[table.kinds]
+    if settings.shuffle == "shards" and not prepared.all():
+        first = table.keys[int(np.flatnonzero(~prepared)[0])]
+        raise DataError(
+            f"data.shuffle = shards: {int((~prepared).sum())} of {len(table)} items are not of prepared sets, e.g. {first}; set "
+            "data.shuffle = items"
+        )
+    if settings.shuffle == "items" or not prepared.all() or (settings.shuffle == "auto" and not all(map(is_url, table.paths))):
+        return None
+    from tubelet.data.prepared.grouping import shards_of_table
+
+    return shards_of_table(table, store=settings.store, timeout=settings.decode_timeout)
 
 
 class VideoFeed:
@@ -174,7 +195,9 @@ class VideoFeed:
             self.workers = 0
         self._bad = BadVideos(run_dir / "bad_videos.jsonl" if run_dir is not None else None, settings.max_bad_rate)
         visit = settings.clips_per_video * settings.repeats
-        self._maker = ClipMaker(ItemReader(table, settings, self.decoder, cache), Order(len(table), seed=seed, clips_per_video=visit))
+        shards = shards_to_mix(table, settings)
+        order = Order(len(table), seed=seed, clips_per_video=visit, shards=shards, mixed=settings.shuffle_shards)
+        self._maker = ClipMaker(ItemReader(table, settings, self.decoder, cache), order)
         self._running: list[Iterator[Any]] = []
 
     def __len__(self) -> int:
@@ -187,8 +210,9 @@ class VideoFeed:
         names |= {"clips_per_video", "repeats"}
         chosen = self.settings.model_dump(mode="json", include=names)
         kept = self.settings.short_side if self.settings.cache != "none" else None
+        order = self._maker.order.fingerprint()
         own = {"seed": self.seed, "size": list(self.settings.hw), "cache_size": kept, "decoder": self.decoder}
-        return {**self.table.fingerprint(), **chosen, **own}
+        return {**self.table.fingerprint(), **chosen, **own, **order}
 
     def keys(self) -> Sequence[str]:
         """Names of the items in table order."""

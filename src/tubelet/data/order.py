@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,15 +26,24 @@ class Place:
 
 
 class Order:
-    """Sample k -> epoch k // length, position k % length, row permutation(seed, epoch)[position // clips_per_video].
+    """Sample k -> epoch k // length, position k % length, row order(epoch)[position // clips_per_video].
 
-    The permutations of the last few epochs are kept, so that neighbours across an epoch's end cost nothing.
+    The order of an epoch is a permutation of all items. With ``shards`` (items,) it is sorted by windows of ``mixed`` shards, the shards
+    dealt to windows by a permutation of their own: at any time only the shards of a window or two are read. The orders of the last few
+    epochs are kept, so that neighbours across an epoch's end cost nothing.
     """
 
-    def __init__(self, items: int, *, seed: int, clips_per_video: int = 1, keep: int = 3) -> None:
+    def __init__(
+        self, items: int, *, seed: int, clips_per_video: int = 1, keep: int = 3, shards: np.ndarray | None = None, mixed: int = 8
+    ) -> None:
         assert items > 0
         assert clips_per_video > 0
-        self.items, self.seed, self.clips, self._keep = items, seed, clips_per_video, keep
+        assert mixed > 0
+        self.items, self.seed, self.clips, self._keep, self.mixed = items, seed, clips_per_video, keep, mixed
+        self._shards: Tensor | None = None
+        if shards is not None:
+            assert len(shards) == items
+            self._shards = torch.from_numpy(np.unique(shards, return_inverse=True)[1].astype(np.int64))
         self._kept: OrderedDict[int, Tensor] = OrderedDict()
 
     def __len__(self) -> int:
@@ -44,10 +56,25 @@ class Order:
         slot, clip = divmod(position, self.clips)
         return Place(epoch, epoch * self.items + slot, int(self._rows(epoch)[slot]), clip)
 
+    def fingerprint(self) -> dict[str, Any]:
+        """What the order depends on besides seed and number of items; nothing without shards."""
+        if self._shards is None:
+            return {}
+        return {"shuffle_shards": self.mixed, "shards": hashlib.blake2b(self._shards.numpy().tobytes(), digest_size=8).hexdigest()}
+
     def _rows(self, epoch: int) -> Tensor:
         if epoch not in self._kept:
-            self._kept[epoch] = permutation(self.seed, epoch, self.items).to(torch.int64)
+            self._kept[epoch] = self._make(epoch)
             while len(self._kept) > self._keep:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(epoch)
         return self._kept[epoch]
+
+    def _make(self, epoch: int) -> Tensor:
+        rows = permutation(self.seed, epoch, self.items).to(torch.int64)
+        if self._shards is None:
+            return rows
+        number = int(self._shards.max()) + 1
+        window = torch.empty(number, dtype=torch.int64)
+        window[permutation(self.seed, epoch, number, "order/shards").to(torch.int64)] = torch.arange(number) // self.mixed
+        return rows[torch.argsort(window[self._shards[rows]], stable=True)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
@@ -13,6 +13,10 @@ from tubelet.data.stills import StillReader
 from tubelet.data.table import Item
 from tubelet.data.timeline import Timeline
 from tubelet.errors import ConfigError, DecodeError
+
+if TYPE_CHECKING:
+    from tubelet.data.prepared.reader import PreparedReader
+    from tubelet.data.prepared.store import Store
 
 Decoder = Literal["pyav", "torchcodec"]
 
@@ -42,8 +46,15 @@ def choose_decoder(wanted: Literal["auto", "pyav", "torchcodec"]) -> Decoder:
     return "pyav"
 
 
-def open_item(item: Item, *, decoder: Decoder = "pyav", timeout: float = 30.0, folder_fps: float = 25.0) -> PyavReader | StillReader:
-    """The reader for an item. Raises DecodeError."""
+def open_item(
+    item: Item, *, decoder: Decoder = "pyav", timeout: float = 30.0, folder_fps: float = 25.0, store: Store | None = None
+) -> PyavReader | StillReader | PreparedReader:
+    """The reader for an item. ``store``: where fetched shards are kept. Raises DecodeError, DataError for a prepared set that cannot be
+    used."""
+    if item.kind == "prepared":
+        from tubelet.data.prepared.reader import PreparedReader
+
+        return PreparedReader(item.path, key=item.key, timeout=timeout, store=store)
     if item.kind != "video":
         return StillReader(item.path, folder=item.kind == "frames", fps=folder_fps, timeout=timeout)
     if decoder == "torchcodec":
@@ -51,6 +62,12 @@ def open_item(item: Item, *, decoder: Decoder = "pyav", timeout: float = 30.0, f
 
         return TorchcodecReader(item.path, timeout=timeout)
     return PyavReader(item.path, timeout=timeout)
+
+
+def source_size(reader: Reader, shape: tuple[int, int]) -> tuple[int, int]:
+    """(h, w) of the source's frames, of a reader whose frames are of ``shape`` (h, w): boxes are chosen on it, so that a prepared set is
+    cut where its source is."""
+    return getattr(reader, "source", shape)
 
 
 Visit = tuple[list[np.ndarray], np.ndarray, np.ndarray]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field, model_validator
 
 from tubelet.config import Settings
+
+if TYPE_CHECKING:
+    from tubelet.data.prepared.store import Store
 
 
 def _range(value: tuple[float, float]) -> tuple[float, float]:
@@ -158,6 +162,19 @@ class DataSettings(Settings):
     cache_size: int | None = Field(
         default=None, ge=1, le=8192, description="Short side of cached frames in pixels; none = 1.15 times the shorter of `size`."
     )
+    shuffle: Literal["auto", "items", "shards"] = Field(
+        default="auto",
+        description="items: any item may follow any other; shards: some shards of a prepared set at a time, their items mixed; "
+        "auto: shards where all items are of prepared sets behind URLs, else items.",
+    )
+    shuffle_shards: int = Field(default=8, ge=1, le=100000, description="Shards whose items are mixed at a time with shuffle = shards.")
+    cache_dir: str | None = Field(
+        default=None,
+        description="Folder for fetched shards of prepared sets behind URLs; none = tubelet/shards in the user's cache folder.",
+    )
+    cache_limit: float = Field(
+        default=32.0, gt=0, le=1e6, description="GiB of fetched shards that are kept there; the least recently used are dropped."
+    )
     workers: int | Literal["auto"] = Field(
         default="auto", description="Decoding processes; 0 = decode in the training process; auto = from the cores."
     )
@@ -194,6 +211,14 @@ class DataSettings(Settings):
     def hw(self) -> tuple[int, int]:
         """(height, width)."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @property
+    def store(self) -> Store:
+        """Where fetched shards are kept."""
+        from tubelet.data.prepared.store import Store, default_folder
+
+        folder = Path(self.cache_dir).expanduser().absolute() if self.cache_dir else default_folder()
+        return Store(folder, int(self.cache_limit * 2**30))
 
     @property
     def short_side(self) -> int:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from tubelet.config import did_you_mean
 from tubelet.data.exclude import Exclusion
 from tubelet.data.manifest import IMAGE, LIST, MANIFEST, VIDEO, Entry, decode_text, parse, suffix
+from tubelet.data.places import Place, is_url, open_place
+from tubelet.data.prepared.layout import HEAD
+from tubelet.data.prepared.paths import item_path
 from tubelet.data.table import Kind, Row, Table
 from tubelet.errors import DataError
 
@@ -63,11 +65,6 @@ def open_table_for(sources: str | Path | Sequence[str | Path], settings: DataSet
     return open_table(sources, split=settings.split, labels=settings.labels, images=settings.images, classes=classes)
 
 
-def is_url(path: str) -> bool:
-    """Whether a path goes through fsspec."""
-    return "://" in path
-
-
 @dataclass(frozen=True)
 class _Ask:
     split: str | None
@@ -90,7 +87,9 @@ def _text(source: str | Path) -> str:
 
 
 def _read(source: str, ask: _Ask) -> _Part:
-    place: _Local | _Remote = _Remote(source) if is_url(source) else _Local(source)
+    place = open_place(source)
+    if place.is_folder and place.has(HEAD):
+        return _prepared(place, ask)
     if place.is_folder:
         return _folder(place, ask)
     kind = suffix(source)
@@ -109,97 +108,7 @@ def _known() -> str:
     return f"videos ({' '.join(sorted(VIDEO))}), pictures ({' '.join(sorted(IMAGE))}), {' '.join(MANIFEST + LIST)}"
 
 
-class _Local:
-    """A source on this machine's file system."""
-
-    def __init__(self, source: str) -> None:
-        self.name = source
-        try:
-            mode = os.stat(source).st_mode
-        except OSError as error:
-            raise DataError(f"{source}: {'no such file or folder' if isinstance(error, FileNotFoundError) else error.strerror}") from None
-        self.is_folder = stat.S_ISDIR(mode)
-        if not self.is_folder and not stat.S_ISREG(mode):
-            raise DataError(f"{source} is a pipe, socket or device; give a regular file")
-
-    def read(self) -> bytes:
-        try:
-            return Path(self.name).read_bytes()
-        except OSError as error:
-            raise DataError(f"{self.name}: cannot be read: {error.strerror}") from None
-
-    def find(self) -> Iterator[tuple[str, str]]:
-        """(path, key) of all regular files that are not hidden. Links to folders are followed, each folder once."""
-        todo, seen = [(self.name, "")], set()
-        while todo:
-            folder, prefix = todo.pop()
-            try:
-                with os.scandir(folder) as entries:
-                    found = list(entries)
-                info = os.stat(folder)
-            except OSError as error:
-                raise DataError(f"{folder}: the folder cannot be read: {error.strerror}") from None
-            if (info.st_dev, info.st_ino) in seen:
-                continue
-            seen.add((info.st_dev, info.st_ino))
-            for entry in found:
-                if entry.name.startswith(".") or entry.name == "__MACOSX":
-                    continue
-                if entry.is_dir():
-                    todo.append((entry.path, f"{prefix}{entry.name}/"))
-                elif suffix(entry.name) in VIDEO | IMAGE and entry.is_file():
-                    yield entry.path, prefix + entry.name
-
-    def has(self, name: str) -> bool:
-        return os.path.isfile(os.path.join(self.name, name))
-
-    def resolve(self, path: str) -> str:
-        return path if is_url(path) or os.path.isabs(path) else os.path.join(os.path.dirname(self.name), path)
-
-
-class _Remote:
-    """A source behind an fsspec URL."""
-
-    def __init__(self, source: str) -> None:
-        import fsspec
-
-        self.name = source
-        try:
-            self.fs, self.root = fsspec.core.url_to_fs(source)
-            self.is_folder = self.fs.isdir(self.root)
-            there = self.is_folder or self.fs.exists(self.root)
-        except ImportError as error:
-            kind = source.partition("://")[0]
-            wants = (
-                "pip install 'tubelet[remote]'" if kind in ("http", "https") else f"pip install the package that fsspec uses for {kind}://"
-            )
-            raise DataError(f"{source}: cannot be opened: {error}; {wants}") from None
-        except (OSError, ValueError) as error:
-            raise DataError(f"{source}: cannot be opened: {error}") from None
-        if not there:
-            raise DataError(f"{source}: no such file or folder")
-
-    def read(self) -> bytes:
-        try:
-            return self.fs.cat_file(self.root)
-        except OSError as error:
-            raise DataError(f"{self.name}: cannot be read: {error}") from None
-
-    def find(self) -> Iterator[tuple[str, str]]:
-        base = self.root.rstrip("/") + "/"
-        for path in self.fs.find(self.root):
-            key = path[len(base) :] if path.startswith(base) else path
-            if not any(part.startswith(".") for part in key.split("/")) and suffix(key) in VIDEO | IMAGE:
-                yield self.fs.unstrip_protocol(path), key
-
-    def has(self, name: str) -> bool:
-        return bool(self.fs.isfile(f"{self.root.rstrip('/')}/{name}"))
-
-    def resolve(self, path: str) -> str:
-        return path if is_url(path) else self.name.rsplit("/", 1)[0] + "/" + path
-
-
-def _folder(place: _Local | _Remote, ask: _Ask) -> _Part:
+def _folder(place: Place, ask: _Ask) -> _Part:
     found = sorted(place.find(), key=lambda f: f[1])
     videos = [f for f in found if suffix(f[1]) in VIDEO]
     pictures = [f for f in found if suffix(f[1]) in IMAGE]
@@ -234,6 +143,42 @@ def _folder(place: _Local | _Remote, ask: _Ask) -> _Part:
     return _Part(inside, names, notes)
 
 
+def _prepared(place: Place, ask: _Ask) -> _Part:
+    """A prepared set: the items that its sources had, but for those that could not be prepared."""
+    from tubelet.data.prepared.items import read_items
+
+    found = read_items(place.name, place.read_in)
+    where = [f"{place.name}, {e.path}" for e in found.entries]
+    rows = [
+        Row(item_path(place.name, origin), e.path, "prepared", e.start, e.end, None, w, e.columns)
+        for e, origin, w in zip(found.entries, found.origins, where, strict=True)
+    ]
+    by_folder = not any(e.columns for e in found.entries)
+    entries = found.entries
+    if ask.labels not in ("auto", "none", "folder"):
+        known = {name for e in entries for name in e.columns}
+        if ask.labels not in known:
+            near = did_you_mean(ask.labels, known)
+            raise DataError(
+                f"{place.name}: its items have no column {ask.labels!r} for the labels{near}; they have {', '.join(sorted(known))}"
+            )
+        entries = [replace(e, label=e.columns.get(ask.labels) or None) for e in entries]
+    elif ask.labels == "folder" and by_folder:
+        depth = 1 if {r.key.split("/")[0] if "/" in r.key else "" for r in rows} <= SPLITS else 0
+        named = _folder_labels(rows, depth, ask, place.name)
+        entries = [replace(e, label=r.label) for e, r in zip(entries, named, strict=True)]
+        ask = replace(ask, labels="auto")
+    if ask.split is not None and all(e.split is None for e in entries):
+        entries = [replace(e, split=e.path.split("/")[0] if "/" in e.path else None) for e in entries]
+    chosen, label = _chosen(entries, place.name, ask)
+    kept = {e.line for e in chosen}
+    rows = [replace(r, label=label(e)) for r, e in zip(rows, entries, strict=True) if e.line in kept]
+    names = frozenset(name for e in entries if (name := label(e)) is not None)
+    return _Part(
+        rows, names | frozenset(found.classes if ask.labels == "auto" and names else ()), found.notes + _held_out(place.name, ask, entries)
+    )
+
+
 def _folder_labels(rows: list[Row], depth: int, ask: _Ask, name: str) -> list[Row]:
     """Class folders: with ``auto`` only where every item lies in one of at least two sub-folders (below train/, test/ if there are)."""
     if ask.labels not in ("auto", "folder", "none"):
@@ -250,18 +195,31 @@ def _folder_labels(rows: list[Row], depth: int, ask: _Ask, name: str) -> list[Ro
     return [replace(r, label=n) for r, n in zip(rows, names, strict=True)]
 
 
-def _manifest(place: _Local | _Remote, ask: _Ask) -> _Part:
+def _manifest(place: Place, ask: _Ask) -> _Part:
     column = ask.labels if ask.labels not in ("auto", "none", "folder") else None
     entries = parse(decode_text(place.read(), place.name), place.name, label_column=column)
+    chosen, label = _chosen(entries, place.name, ask)
+    paths = [place.resolve(e.path) for e in chosen]
+    kinds, missing = _kinds_of(paths, [f"{place.name}, line {e.line}" for e in chosen])
+    rows = [
+        Row(path, _key(e), kind, e.start, e.end, label(e), f"{place.name}, line {e.line}", e.columns)
+        for e, path, kind in zip(chosen, paths, kinds, strict=True)
+    ]
+    names = frozenset(name for e in entries if (name := label(e)) is not None)
+    return _Part(rows, names, _held_out(place.name, ask, entries), missing)
+
+
+def _chosen(entries: list[Entry], name: str, ask: _Ask) -> tuple[list[Entry], Callable[[Entry], str | None]]:
+    """The entries of the wanted split, and what gives the label of an entry. Raises DataError where labels or the split are missing."""
     chosen = entries
     if ask.split is not None:
         counts = Counter(e.split for e in entries if e.split is not None)
         if not counts:
-            raise DataError(f"{place.name} has no split column, but split = {ask.split!r} was asked for")
+            raise DataError(f"{name} has no split column, but split = {ask.split!r} was asked for")
         chosen = [e for e in entries if e.split == ask.split]
         if not chosen:
-            there = ", ".join(f"{name} ({n})" for name, n in sorted(counts.items()))
-            raise DataError(f"{place.name}: no row has split = {ask.split!r}{did_you_mean(ask.split, counts)}; there are {there}")
+            there = ", ".join(f"{value} ({n})" for value, n in sorted(counts.items()))
+            raise DataError(f"{name}: no row has split = {ask.split!r}{did_you_mean(ask.split, counts)}; there are {there}")
 
     def label(entry: Entry) -> str | None:
         if ask.labels == "none":
@@ -271,23 +229,15 @@ def _manifest(place: _Local | _Remote, ask: _Ask) -> _Part:
         )
 
     without = [e.line for e in chosen if label(e) is None]
-    if without and (len(without) < len(chosen) or column is not None or ask.labels == "folder"):
+    if without and (len(without) < len(chosen) or ask.labels not in ("auto", "none")):
         lines = ", ".join(map(str, without[:5])) + (", ..." if len(without) > 5 else "")
-        raise DataError(
-            f"{place.name}: {len(without)} of {len(chosen)} rows have no label (line {lines}); fill them in, or set labels = none"
-        )
-    paths = [place.resolve(e.path) for e in chosen]
-    kinds, missing = _kinds_of(paths, [f"{place.name}, line {e.line}" for e in chosen])
-    rows = [
-        Row(path, _key(e), kind, e.start, e.end, label(e), f"{place.name}, line {e.line}", e.columns)
-        for e, path, kind in zip(chosen, paths, kinds, strict=True)
-    ]
-    names = frozenset(name for e in entries if (name := label(e)) is not None)
-    return _Part(rows, names, _held_out(place.name, ask, Counter(e.split for e in entries if e.split)), missing)
+        raise DataError(f"{name}: {len(without)} of {len(chosen)} rows have no label (line {lines}); fill them in, or set labels = none")
+    return chosen, label
 
 
-def _held_out(where: str, ask: _Ask, splits: Counter[str]) -> tuple[str, ...]:
+def _held_out(where: str, ask: _Ask, entries: list[Entry]) -> tuple[str, ...]:
     """A note where all splits are read together: scores on videos that the encoder has seen say less."""
+    splits = Counter(e.split for e in entries if e.split)
     if ask.split is not None or len(splits) < 2 or not {s.lower() for s in splits} & SPLITS:
         return ()
     counts = ", ".join(f"{name} ({n})" for name, n in sorted(splits.items()))

@@ -10,8 +10,8 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-Kind = Literal["video", "image", "frames"]
-KINDS: tuple[Kind, ...] = ("video", "image", "frames")
+Kind = Literal["video", "image", "frames", "prepared"]
+KINDS: tuple[Kind, ...] = ("video", "image", "frames", "prepared")
 
 
 class Strings(Sequence[str]):
@@ -50,10 +50,10 @@ class Strings(Sequence[str]):
 
 @dataclass(frozen=True)
 class Item:
-    """One video, segment, picture or folder of frames.
+    """One video, segment, picture or folder of frames, or what a prepared set holds of it.
 
-    ``path``: local path or URL. ``start``, ``end``: seconds of a segment, None = open. ``label``: index into the table's
-    classes, -1 = none.
+    ``path``: local path or URL; of a prepared set with the number of the origin, ``OUT#17``. ``start``, ``end``: seconds of a segment,
+    None = open. ``label``: index into the table's classes, -1 = none.
     """
 
     path: str

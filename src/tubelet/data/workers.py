@@ -169,17 +169,26 @@ def worker_failure(error: BaseException) -> DataError | None:
 def killed_after(seconds: float, row: int) -> Iterator[None]:
     """In a decoding process, end the process if the work on item ``row`` takes longer: a read that blocks inside the system can be ended by
     nothing less. Does nothing in the training process."""
+    global _patience
     info = get_worker_info()
     if _rows is None or info is None:
         yield
         return
     _rows[info.id] = row
+    _patience = seconds
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
+        _patience = 0.0
         signal.setitimer(signal.ITIMER_REAL, 0)
         _rows[info.id] = -1
+
+
+def still_moving() -> None:
+    """Inside :func:`killed_after`: its time begins again, for what is slow (a shard that is fetched) does move."""
+    if _patience:
+        signal.setitimer(signal.ITIMER_REAL, _patience)
 
 
 class _Lists:
@@ -198,6 +207,7 @@ def _same(answer: Any) -> Any:
 
 _rows: Tensor | None = None  # in a decoding process: what each process is reading
 _FATAL = {getattr(signal, name) for name in ("SIGALRM", "SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL") if hasattr(signal, name)}
+_patience = 0.0  # seconds of the killed_after that is running, 0 = none
 
 
 def _init(rows: Tensor, _: int) -> None:
