@@ -21,7 +21,7 @@ from tubelet.data.check import Check, check_table
 from tubelet.data.decode import PyavReader
 from tubelet.data.evaluation import EvalFeed, windows
 from tubelet.data.loader import VideoFeed
-from tubelet.data.prepared.grouping import shards_of_table
+from tubelet.data.prepared.grouping import Grouping
 from tubelet.data.prepared.handles import Handles
 from tubelet.data.prepared.index import open_prepared
 from tubelet.data.prepared.reader import PreparedReader
@@ -57,6 +57,10 @@ def test_a_prepared_set_has_the_items_of_its_source(pair: tuple[Path, Path]) -> 
     assert out.notes == ()
     assert open_table(pair[1], labels="none").classes == ()
     assert open_table(pair[1], labels="folder").fingerprint() == raw.fingerprint()
+    assert list(open_table(f"{pair[1]}#5").keys) == ["b/1.mp4"]
+    assert open_table(f"{pair[1]}#5").classes == raw.classes
+    with pytest.raises(DataError, match=r"#8: the set has no such origin"):
+        open_table(f"{pair[1]}#8")
     assert open_table(pair[1], exclude=["a/*"]).fingerprint() == open_table(pair[0], exclude=["a/*"]).fingerprint()
 
 
@@ -343,7 +347,7 @@ def test_the_webdataset_package_reads_the_shards(pair: tuple[Path, Path]) -> Non
 
 def test_shuffle_by_shards(pair: tuple[Path, Path], segments: tuple[Path, Path]) -> None:
     raw, out = (open_table(p) for p in pair)
-    of = shards_of_table(out, store=settings().store, timeout=5)
+    of = Grouping.of(out, store=settings().store, timeout=5).shards
     assert of.tolist() == [0, 1] * 4
     feed = VideoFeed(out, settings(shuffle="shards", shuffle_shards=1), seed=3)
     batches = list(feed.batches([range(4), range(4, 8), range(8, 12)]))
@@ -360,7 +364,7 @@ def test_shuffle_by_shards(pair: tuple[Path, Path], segments: tuple[Path, Path])
     with pytest.raises(DataError, match=r"8 of 8 items are not of prepared sets, e\.g\. a/0\.mp4; set data\.shuffle = items"):
         VideoFeed(raw, settings(shuffle="shards"), seed=3)
     both = open_table([pair[1], segments[1]], labels="none")
-    assert sorted(shards_of_table(both, store=settings().store, timeout=5).tolist()) == [0] * 2 + [1] * 2 + [2] * 4 + [3] * 4
+    assert sorted(Grouping.of(both, store=settings().store, timeout=5).shards.tolist()) == [0] * 2 + [1] * 2 + [2] * 4 + [3] * 4
 
 
 def test_a_segment_lies_in_the_shard_of_its_first_frame(pair: tuple[Path, Path]) -> None:
