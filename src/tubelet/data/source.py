@@ -39,9 +39,10 @@ def open_table(
 
     A source is a folder (searched to the bottom), a prepared set (or one of its origins, ``OUT#17``), a manifest (.csv, .tsv, .jsonl
     with a header), a list (.txt, one path or ``path label`` a line), one file, or an fsspec URL of any of these. ``split``, ``labels``,
-    ``images``: see DataSettings. ``exclude``: items to leave out: glob patterns of keys, or ``@FILE`` with keys (see :mod:`tubelet.data.exclude`). ``classes``: the
-    class names to number by, default those of the whole source (before the split filter), sorted. ``missing``: what to do with files
-    that a manifest names and that do not exist. Raises DataError for whatever cannot be used, naming the place.
+    ``images``: see DataSettings. ``exclude``: items to leave out: glob patterns of keys, or ``@FILE`` with keys (see
+    :mod:`tubelet.data.exclude`). ``classes``: the class names to number by, default those of the whole source (before the split filter),
+    sorted. ``missing``: what to do with files that a manifest names and that do not exist. Raises DataError for whatever cannot be used,
+    naming the place.
     """
     listed = [sources] if isinstance(sources, (str, Path)) else list(sources)
     if not listed:
