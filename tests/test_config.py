@@ -165,3 +165,12 @@ def test_a_setting_without_its_section_is_told_with_it():
         "dim: unknown setting; write method.dim",
         "pach: unknown setting (did you mean 'watch'?)",
     ]
+
+
+def test_a_length_in_steps_replaces_the_recipes_epochs():
+    train = recipe.load("tiny-cpu", ["steps=3"]).stages[0].train
+    assert (train.steps, train.epochs) == (3, None)
+    assert recipe.origins("tiny-cpu", ["steps=3"])["train.epochs"] == "default"
+    assert recipe.load("tiny-cpu", ["train.epochs=2"]).stages[0].train.epochs == 2
+    with pytest.raises(ConfigError, match="either epochs or steps"):
+        recipe.load("tiny-cpu", ["steps=3", "epochs=2"])

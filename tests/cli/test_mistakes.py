@@ -46,6 +46,7 @@ WRONG = [
         "playground out --clips many --size 12y --fps fast",
         ["--clips: ", "'many'", "'12y' is not a number of pixels", "--fps: ", "'fast'"],
     ),
+    ("playground out --clips 0 --scene eazy --fps -1", ["--clips: ", "unknown scene 'eazy' (did you mean 'easy'?)", "fps: "]),
     ("playground out extra --clips 3", ["extra: more arguments than this command takes"]),
     ("demo videos", ["videos: more arguments than this command takes"]),
     ("recipes shwo small-data", ["shwo: unknown command (did you mean 'show'?)"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import json
 import os
@@ -13,6 +14,7 @@ import time
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -27,7 +29,7 @@ from tubelet.data.loader import VideoFeed
 from tubelet.data.settings import DataSettings
 from tubelet.data.source import open_table
 from tubelet.data.table import Table
-from tubelet.errors import DataError
+from tubelet.errors import DataError, DecodeError
 
 BASE = DataSettings(frames=4, stride=2, size=32, workers=0, decoder="pyav")
 
@@ -287,14 +289,37 @@ def test_a_killed_worker_is_an_error_not_a_hang(numbered_set: Path) -> None:
     assert "shm-size" in str(workers.worker_failure(RuntimeError("DataLoader worker (pid 1) ... out of shared memory")))
 
 
-@pytest.mark.slow
-def test_a_file_that_blocks_inside_the_system_is_an_error_not_a_hang(numbered_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "make_clips", lambda *_: time.sleep(1000))
-    feed = VideoFeed(open_table(numbered_set), settings(workers=1, decode_timeout=0.5), seed=5)
-    start = time.monotonic()
-    with pytest.raises(DataError, match="a file blocked it for more than twice"):
-        take(feed, range(4))
-    assert time.monotonic() - start < 30
+@pytest.mark.parametrize(
+    ("deed", "reason"), [("block", "it blocked the decoder"), pytest.param("crash", "the decoder crashed on it", marks=pytest.mark.slow)]
+)
+def test_an_item_that_kills_its_process_is_replaced_like_any_bad_one(
+    numbered_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deed: str, reason: str
+) -> None:
+    """The same samples as where the item merely cannot be read; it is named, and the run goes on."""
+    table, schedule = open_table(numbered_set), [range(i, i + 3) for i in range(0, 30, 3)]
+    evil, real = table.paths[VideoFeed(table, BASE, seed=5)._maker.order[4].row], loader.make_clips
+
+    def refuse(reader: Any, *rest: Any) -> Any:
+        if reader.path == evil:
+            raise DecodeError("cannot be read")
+        return real(reader, *rest)
+
+    def kill(reader: Any, *rest: Any) -> Any:
+        if reader.path == evil and deed == "crash":
+            faulthandler.disable()
+            os.abort()
+        if reader.path == evil:
+            time.sleep(1000)
+        return real(reader, *rest)
+
+    monkeypatch.setattr(loader, "make_clips", refuse)
+    wanted = take(VideoFeed(table, settings(max_bad_rate=0.5), seed=5), *schedule)
+    monkeypatch.setattr(loader, "make_clips", kill)
+    with VideoFeed(table, settings(workers=2, decode_timeout=0.3, max_bad_rate=0.5), seed=5, run_dir=tmp_path) as feed:
+        assert same(take(feed, *schedule), wanted)
+    (line,) = (json.loads(line) for line in (tmp_path / "bad_videos.jsonl").read_text().splitlines())
+    assert line["path"] == evil
+    assert reason in line["reason"]
 
 
 def test_a_bug_in_a_worker_comes_back_with_its_traceback(numbered_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,8 @@ def test_manifest_aliases_segments_extra_columns_and_split(tree: Path) -> None:
     assert list(table.extra["caption"]) == ["a man, running", ""]
     assert list(table.extra["who"]) == ["eve", "adam"]
     assert table.item(0).path == str(tree / "b/2.mp4")
+    assert any("all splits are used: test (1), train (2); data.split = train" in note for note in open_table(path).notes)
+    assert not table.notes
     with pytest.raises(DataError, match=r"no row has split = 'trian' \(did you mean 'train'\?\); there are test \(1\), train \(2\)"):
         open_table(path, split="trian")
     assert open_table(path, labels="who", split="train").classes == ("adam", "eve")
@@ -122,6 +124,7 @@ def test_jsonl_tsv_and_lists(tree: Path) -> None:
         ("pth,label\nb/2.mp4,1\n", r"no column that names the file \(did you mean 'path'\?\); it has pth, label"),
         ("file,start,end\nb/2.mp4,1,x\n", r"m\.csv, line 2: end must be seconds .* got 'x'"),
         ("file,start,end\nb/2.mp4,-1,2\n", r"line 2: start must be seconds .* got '-1'"),
+        ("file,start,end\nb/2.mp4,x,2\n,1,2\nb/2.mp4,3,2\n", r"(?s)line 2: start must .*line 3: no file .*line 4: start 3 is not before"),
         ("file,start,end\nb/2.mp4,nan,2\n", r"line 2: start must be seconds"),
         ("file,start,end\nb/2.mp4,2,2\n", r"line 2: start 2 is not before end 2"),
         ("file,label\nb/2.mp4,1\na/x.avi,\n", r"1 of 2 rows have no label \(line 3\)"),

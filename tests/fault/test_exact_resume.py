@@ -128,9 +128,7 @@ def kill_at(step: int, moment: float, clips: Path, out: Path, processes: int, wo
     assert not any(map(alive, trained)), "a training process outlived its SIGKILL"
 
 
-@pytest.mark.parametrize(
-    ("processes", "workers"), [(1, 2), (2, 0), pytest.param(1, 0, marks=pytest.mark.slow), pytest.param(2, 2, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("processes", "workers"), [(1, 2), (2, 0), (1, 0), pytest.param(2, 2, marks=pytest.mark.slow)])
 def test_killed_at_a_random_moment(clips, straight, tmp_path, processes, workers):
     """kill -9 to all processes after a random step, then resume to the end. A run that was quicker than the kill is killed earlier."""
     random_ = random.Random(10 * processes + workers)

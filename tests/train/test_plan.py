@@ -76,3 +76,14 @@ def test_mistakes_in_the_length_are_explained():
         Plan(TrainSettings(steps=1), 0)
     with pytest.raises(ConfigError, match="token_budget"):
         Plan(TrainSettings(steps=1, token_budget=100), 10)
+
+
+def test_a_warm_up_longer_than_the_run_is_shortened_and_told():
+    short = Plan(TrainSettings(epochs=2, batch=8, warmup_epochs=5), 40)
+    assert (short.total_steps, short.warmup_steps, short.warmup_shortened) == (10, 1, True)
+    whole = Plan(TrainSettings(epochs=20, batch=8, warmup_epochs=5), 40)
+    assert (whole.warmup_steps, whole.warmup_shortened) == (25, False)
+    one = Plan(TrainSettings(epochs=1, batch=40, warmup_epochs=5), 40)
+    assert learning_rate(one.settings, one, Position()) == pytest.approx(one.settings.lr * 40 / 256), "a run of one step trains"
+    asked = Plan(TrainSettings(epochs=2, batch=8, warmup_steps=10), 40)
+    assert (asked.warmup_steps, asked.warmup_shortened) == (10, False), "steps are taken as they are given"

@@ -28,7 +28,7 @@ from tubelet.recipe import Recipe, StageSettings
 from tubelet.train.checkpoint import Checkpoints, read_tensors, write_text
 from tubelet.train.course import Prepare
 from tubelet.train.distributed import pick_device, process_group
-from tubelet.train.loop import BadStep, Result, fit
+from tubelet.train.loop import BadStep, Result, fit, refuse_other_run
 from tubelet.train.monitor import Yardstick
 from tubelet.train.plan import Plan, Position
 from tubelet.train.settings import TrainSettings
@@ -125,6 +125,7 @@ def _train_stage(
     exclude: Sequence[str],
     quiet: bool,
 ) -> Result:
+    refuse_other_run(folder, resume)  # before anything is read that takes long
     device = pick_device(s.train.device)
     model = build(s)
     initialise(model, stage, root)
@@ -224,11 +225,14 @@ def _summary(
     rate = s.train.lr * (batch / s.train.lr_batch if s.train.lr_batch else 1.0)
     masking = f"{getattr(s.masking, 'kind', '')} {s.masking.model_dump().get('ratio', '')}" if s.masking is not None else "none"
     h, w = s.data.hw
+    warmup = f"warm-up {plan.warmup_steps} steps"
+    if plan.warmup_shortened:
+        warmup += f" (train.warmup_epochs = {s.train.warmup_epochs:g} is longer than the run)"
     sampled = f"{s.data.fps:g} fps" if s.data.fps else f"stride {s.data.stride}"
     rows = [
         ("method", f"{getattr(s.method, 'kind', '')}, {count / 1e6:.1f} M parameters ({encoder / 1e6:.1f} M encoder), masking {masking}"),
         ("data", f"{len(table)} items, clips of {s.data.frames}x{h}x{w}, {sampled}, {s.data.clips_per_video} per visit"),
-        ("length", f"{plan.total_steps} steps = {plan.total_samples / plan.epoch_size:.4g} epochs, warm-up {plan.warmup_steps} steps"),
+        ("length", f"{plan.total_steps} steps = {plan.total_samples / plan.epoch_size:.4g} epochs, {warmup}"),
         ("batch", f"{batch} on {world} x {device}, learning rate {rate:.3g}, {s.train.precision}"),
         *([("cost", cost_line(yardstick, plan))] if yardstick is not None else []),
         ("out", str(out)),

@@ -53,11 +53,17 @@ class _Decode:
     def __init__(self, table: Table, settings: DataSettings, decoder: Decoder) -> None:
         self.table, self.settings = table, settings
         self.decoder: Decoder = decoder
+        self._lost: dict[int, str] = {}
+
+    def lose(self, row: int, reason: str) -> None:
+        self._lost[row] = f"{self.table.paths[row]}: {reason}"
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getitems__(self, numbers: list[int]) -> Kept | str:
+        if numbers[0] in self._lost:
+            return self._lost[numbers[0]]
         try:
             return self._whole(numbers[0])
         except DecodeError as error:
@@ -80,7 +86,7 @@ class _Decode:
             frames.append(transform.cut(frame, transform.Box(0, 0, *shape), kept_size(*shape, s.short_side))[0].contiguous())
 
         with (
-            killed_after(2 * s.decode_timeout + 1),
+            killed_after(2 * s.decode_timeout + 1, row),
             open_item(item, decoder=self.decoder, timeout=s.decode_timeout, folder_fps=s.folder_fps, store=s.store) as reader,
         ):
             _, times, _ = read_chosen(reader, item, choose, take)

@@ -29,6 +29,9 @@ class ViewMaker:
     def __len__(self) -> int:
         return len(self.reader.table)
 
+    def lose(self, row: int, reason: str) -> None:
+        self.reader.lose(row, reason)
+
     def __getitems__(self, numbers: list[int]) -> Parcel:
         table, per_item = self.reader.table, self.views.clips * self.views.crops
         clips: list[Clips] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class BadVideos:
         return written
 
     def add(self, samples: int, faults: Iterable[Fault]) -> None:
-        """Count a batch of ``samples``. Raises DataError where the share of bad samples is above the limit."""
+        """Count a batch of ``samples``. Raises DataError where the share of bad samples is above the limit by more than chance."""
         self.seen += samples
         for fault in faults:
             self.bad += fault.first
@@ -57,11 +58,17 @@ class BadVideos:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
                 with self.file.open("a", encoding="utf-8") as out:
                     out.write(json.dumps({"path": fault.path, "key": fault.key, "reason": fault.reason, "sample": fault.sample}) + "\n")
-        if self.seen >= MINIMUM and self.bad > self.max_rate * self.seen:
+        if self.seen >= MINIMUM and self.bad > self._tolerated:
             where = f"; all are listed in {self.file}" if self.file is not None else ""
             shown = "; ".join(list(self.reasons.values())[:3])
             share = f"{self.bad} of {self.seen} samples came from videos that cannot be read"
             raise DataError(f"{share}, more than max_bad_rate = {self.max_rate:g} allows: {shown}{where}")
+
+    @property
+    def _tolerated(self) -> float:
+        """Bad samples that the limit allows so far: a random order brings more than its share early on, by three standard deviations."""
+        expected = self.max_rate * self.seen
+        return expected + 3 * math.sqrt(expected * (1 - self.max_rate))
 
     def report(self) -> dict[str, Any]:
         """Counts, and the commonest reasons without their paths."""

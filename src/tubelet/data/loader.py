@@ -78,10 +78,14 @@ class ItemReader:
                 self._broken[row] = str(error)
                 raise
 
+    def lose(self, row: int, reason: str) -> None:
+        """An item that killed the process that read it. See :func:`tubelet.data.workers.run_jobs`."""
+        self._broken[row] = f"{self.table.paths[row]}: {reason}"
+
     def _decode(self, row: int, plan: Plan) -> Clips:
         item, s = self.table.item(row), self.settings
         with (
-            killed_after(2 * s.decode_timeout + 1),
+            killed_after(2 * s.decode_timeout + 1, row),
             open_item(item, decoder=self.decoder, timeout=s.decode_timeout, folder_fps=s.folder_fps, store=s.store) as reader,
         ):
             return make_clips(reader, item, plan, s.hw)
@@ -102,6 +106,9 @@ class ClipMaker:
 
     def __len__(self) -> int:
         return len(self.order)
+
+    def lose(self, row: int, reason: str) -> None:
+        self.reader.lose(row, reason)
 
     def __getitems__(self, numbers: list[int]) -> Parcel:
         places = [self.order[k] for k in numbers]

@@ -40,6 +40,7 @@ VIDEO = frozenset(
 IMAGE = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"])
 MANIFEST = (".csv", ".tsv", ".jsonl")
 LIST = (".txt", ".lst")
+SHOWN = 10  # wrong lines that are told at once
 ALIASES = {
     "path": ("path", "file", "filename", "file_name", "filepath", "video", "video_path", "clip"),
     "label": ("label", "class", "action", "category", "label_name", "class_name"),
@@ -171,26 +172,40 @@ def _entries(records: list[tuple[int, dict[str, str]]], where: str, label_column
             )
         label = label_column
     start, end = _find(columns, "start"), _find(columns, "end")
-    out = []
+    caption = _find(columns, "caption")
+    out: list[Entry] = []
+    wrong: list[str] = []
     for number, record in records:
-        if not record.get(path):
-            raise DataError(f"{where}, line {number}: no file in column {path!r}")
-        a, b = (_seconds(record, name, f"{where}, line {number}") for name in (start, end))
-        if a is not None and b is not None and a >= b:
-            raise DataError(f"{where}, line {number}: start {a:g} is not before end {b:g}")
+        try:
+            a, b = _span(record, path, start, end)
+        except ValueError as error:
+            wrong.append(f"{where}, line {number}: {error}")
+            continue
         rest = {k: v for k, v in record.items() if k not in (path, start, end)}
-        caption = _find(columns, "caption")
         if caption is not None:
             rest["caption"] = record.get(caption, "")
         out.append(Entry(record[path], number, _value(record, label), a, b, _value(record, split), rest))
+    if wrong:
+        more = f"\n  and {len(wrong) - SHOWN} more lines" if len(wrong) > SHOWN else ""
+        raise DataError("\n  ".join(wrong[:SHOWN]) + more)
     return out
+
+
+def _span(record: dict[str, str], path: str, start: str | None, end: str | None) -> tuple[float | None, float | None]:
+    """Seconds of a row's segment. Raises ValueError for a row that cannot be used."""
+    if not record.get(path):
+        raise ValueError(f"no file in column {path!r}")
+    a, b = (_seconds(record, name) for name in (start, end))
+    if a is not None and b is not None and a >= b:
+        raise ValueError(f"start {a:g} is not before end {b:g}")
+    return a, b
 
 
 def _value(record: dict[str, str], column: str | None) -> str | None:
     return (record.get(column) or None) if column is not None else None
 
 
-def _seconds(record: dict[str, str], column: str | None, where: str) -> float | None:
+def _seconds(record: dict[str, str], column: str | None) -> float | None:
     text = _value(record, column)
     if text is None:
         return None
@@ -199,5 +214,5 @@ def _seconds(record: dict[str, str], column: str | None, where: str) -> float | 
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or value < 0:
-        raise DataError(f"{where}: {column} must be seconds from the start of the video, 0 or more, got {text!r}")
+        raise ValueError(f"{column} must be seconds from the start of the video, 0 or more, got {text!r}")
     return value

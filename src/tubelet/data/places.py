@@ -84,7 +84,13 @@ class Remote:
             self.fs, self.root = fsspec.core.url_to_fs(source)
             self.is_folder = self.fs.isdir(self.root)
             there = self.is_folder or self.fs.exists(self.root)
-        except (OSError, ValueError, ImportError) as error:
+        except ImportError as error:
+            kind = source.partition("://")[0]
+            wants = (
+                "pip install 'tubelet[remote]'" if kind in ("http", "https") else f"pip install the package that fsspec uses for {kind}://"
+            )
+            raise DataError(f"{source}: cannot be opened: {error}; {wants}") from None
+        except (OSError, ValueError) as error:
             raise DataError(f"{source}: cannot be opened: {error}") from None
         if not there:
             raise DataError(f"{source}: no such file or folder")

@@ -7,12 +7,15 @@ import signal
 import sys
 import threading
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, get_worker_info
 
 from tubelet.errors import DataError
 
@@ -23,6 +26,10 @@ class Jobs(Protocol):
     def __getitems__(self, numbers: list[int]) -> Any: ...
 
     def __len__(self) -> int: ...
+
+    def lose(self, row: int, reason: str) -> None:
+        """From now on an item counts as broken: a process did not survive reading it."""
+        ...
 
 
 def auto_workers() -> int:
@@ -42,32 +49,65 @@ def run_jobs(
     """``jobs.__getitems__(numbers)`` for each list of the schedule, in its order. ``workers = 0``: in this process.
 
     Processes are forked on Linux: they start in milliseconds and share the table and the frame cache without a copy, and they use no
-    CUDA. With ``remote`` sources they are spawned, because fsspec's network threads do not survive a fork. A process that dies raises
-    DataError within some seconds. Closing the iterator ends the processes.
+    CUDA. With ``remote`` sources they are spawned, because fsspec's network threads do not survive a fork. An item that kills the process
+    that reads it, by a crash or by blocking it beyond its time, is lost (:meth:`Jobs.lose`) and the processes start again where they were;
+    a process that dies otherwise raises DataError within some seconds. Closing the iterator ends the processes.
     """
     if workers == 0:
         for numbers in schedule:
             yield jobs.__getitems__(list(numbers))
         return
-    start = "fork" if sys.platform == "linux" and not remote else "spawn"
-    loader = DataLoader(
-        jobs,  # type: ignore[arg-type]  # a map-style dataset with __getitems__ is all that is used
-        batch_sampler=_Lists(schedule),  # type: ignore[arg-type]  # typed as Sampler, used as an iterable
-        num_workers=workers,
-        prefetch_factor=prefetch,
-        collate_fn=_same,
-        pin_memory=pin,
-        worker_init_fn=_init,
-        multiprocessing_context=start,
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", message=".*worker processes in total.*", category=UserWarning)  # the user chose the number
-        answers = _without_sigchld(loader)
-    try:
+    waiting: deque[list[int]] = deque()  # handed out and not answered
+    rest = iter(schedule)
+
+    def noted() -> Iterator[list[int]]:
+        for numbers in [*waiting]:
+            yield numbers
+        for numbers in rest:
+            waiting.append(list(numbers))
+            yield waiting[-1]
+
+    while True:
+        answers = _Answers(jobs, noted(), workers=workers, prefetch=prefetch, pin=pin, remote=remote)
+        try:
+            for answer in answers:
+                waiting.popleft()
+                yield answer
+            return
+        except DataError:
+            killers = answers.killers()
+            if not killers:
+                raise
+            for row, reason in killers:
+                jobs.lose(row, reason)
+        finally:
+            answers.end()
+
+
+class _Answers:
+    """The answers of one set of processes."""
+
+    def __init__(self, jobs: Jobs, schedule: Iterator[list[int]], *, workers: int, prefetch: int, pin: bool, remote: bool) -> None:
+        self.rows = torch.full((workers,), -1).share_memory_()  # what each process is reading
+        loader = DataLoader(
+            jobs,  # type: ignore[arg-type]  # a map-style dataset with __getitems__ is all that is used
+            batch_sampler=_Lists(schedule),  # type: ignore[arg-type]  # typed as Sampler, used as an iterable
+            num_workers=workers,
+            prefetch_factor=prefetch,
+            collate_fn=_same,
+            pin_memory=pin,
+            worker_init_fn=partial(_init, self.rows),
+            multiprocessing_context="fork" if sys.platform == "linux" and not remote else "spawn",
+        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", message=".*worker processes in total.*", category=UserWarning)  # the user chose the number
+            self.answers = _without_sigchld(loader)
+
+    def __iter__(self) -> Iterator[Any]:
         while True:
             try:
-                answer = next(answers)
+                answer = next(self.answers)
             except StopIteration:
                 return
             except (RuntimeError, EOFError, ConnectionError) as error:
@@ -76,15 +116,24 @@ def run_jobs(
                     raise
                 raise failure from None
             yield answer
-    finally:
-        _end(answers)
 
+    def killers(self) -> list[tuple[int, str]]:
+        """(table row, what happened) of the items that processes were reading when they died of it."""
+        found = []
+        for process, row in zip(getattr(self.answers, "_workers", []), self.rows.tolist(), strict=False):
+            process.join(1)
+            number = -(process.exitcode or 0)
+            if row >= 0 and number in _FATAL:
+                how = f"by signal {signal.Signals(number).name}"
+                why = "it blocked the decoder or the file system" if number == signal.SIGALRM else "the decoder crashed on it"
+                found.append((row, f"the process that read it died {how}: {why}"))
+        return found
 
-def _end(answers: Iterator[Any]) -> None:
-    """End the processes now; leaving it to the garbage collector would wait for whoever holds a traceback."""
-    shutdown = getattr(answers, "_shutdown_workers", None)
-    if shutdown is not None:
-        shutdown()
+    def end(self) -> None:
+        """End the processes now; leaving it to the garbage collector would wait for whoever holds a traceback."""
+        shutdown = getattr(self.answers, "_shutdown_workers", None)
+        if shutdown is not None:
+            shutdown()
 
 
 def _without_sigchld(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -117,13 +166,15 @@ def worker_failure(error: BaseException) -> DataError | None:
 
 
 @contextmanager
-def killed_after(seconds: float) -> Iterator[None]:
-    """In a decoding process, end the process if the work takes longer: a read that blocks inside the system can be ended by nothing less.
-    Does nothing in the training process."""
+def killed_after(seconds: float, row: int) -> Iterator[None]:
+    """In a decoding process, end the process if the work on item ``row`` takes longer: a read that blocks inside the system can be ended by
+    nothing less. Does nothing in the training process."""
     global _patience
-    if not _decoding:
+    info = get_worker_info()
+    if _rows is None or info is None:
         yield
         return
+    _rows[info.id] = row
     _patience = seconds
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
@@ -131,6 +182,7 @@ def killed_after(seconds: float) -> Iterator[None]:
     finally:
         _patience = 0.0
         signal.setitimer(signal.ITIMER_REAL, 0)
+        _rows[info.id] = -1
 
 
 def still_moving() -> None:
@@ -153,14 +205,15 @@ def _same(answer: Any) -> Any:
     return answer
 
 
-_decoding = False
+_rows: Tensor | None = None  # in a decoding process: what each process is reading
+_FATAL = {getattr(signal, name) for name in ("SIGALRM", "SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL") if hasattr(signal, name)}
 _patience = 0.0  # seconds of the killed_after that is running, 0 = none
 
 
-def _init(_: int) -> None:
-    global _decoding
-    _decoding = hasattr(signal, "setitimer")
-    if _decoding:
+def _init(rows: Tensor, _: int) -> None:
+    global _rows
+    if hasattr(signal, "setitimer"):
+        _rows = rows
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C belongs to the training process, which ends these
     torch.set_num_threads(1)

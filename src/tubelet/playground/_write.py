@@ -46,7 +46,12 @@ def scene_settings(scene: str | SceneSettings = "full", **settings: Any) -> Scen
         return parse(type(scene), {**scene.model_dump(), **given}, "playground") if given else scene
     known = scene_kinds()
     if scene not in known:
-        raise ConfigError(f"unknown scene {scene!r}{did_you_mean(scene, known)}; there are {', '.join(known)}", where="playground")
+        problems = [f"unknown scene {scene!r}{did_you_mean(scene, known)}; there are {', '.join(known)}"]
+        try:
+            parse(config_class(_FAMILY, "full"), given)
+        except ConfigError as error:
+            problems += error.problems
+        raise ConfigError(problems, where="playground")
     cls = config_class(_FAMILY, scene)
     assert issubclass(cls, SceneSettings)
     return parse(cls, given, "playground")

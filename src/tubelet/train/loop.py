@@ -115,6 +115,12 @@ def fit(
         return run.go(resume, hooks, watch or WatchSettings(), about or {})
 
 
+def refuse_other_run(run_dir: Path, resume: bool) -> None:
+    """Raises CheckpointError where a run would be overwritten."""
+    if not resume and Checkpoints(run_dir, 1).all():
+        raise CheckpointError(f"{run_dir} already holds a run; add --resume to continue it, or choose another --out")
+
+
 def apply_switches(trainable: nn.Module, settings: TrainSettings) -> None:
     """Activation checkpointing on every module that has the switch; torch.compile block by block, which is quick and always whole."""
     for module in trainable.modules():
@@ -208,8 +214,7 @@ class _Run:
         """Restore the newest checkpoint, or begin. Explains every difference to what the checkpoint was made with."""
         found = self.checkpoints.latest(self.panel.say) if resume else None
         position = Position()
-        if not resume and self.checkpoints.all():
-            raise CheckpointError(f"{self.run_dir} already holds a run; add --resume to continue it, or choose another --out")
+        refuse_other_run(self.run_dir, resume)
         if resume and found is None:
             self.panel.say(f"nothing to resume in {self.run_dir}: starting at step 0")
         if found is not None:

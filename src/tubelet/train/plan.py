@@ -109,10 +109,18 @@ class Plan:
     @property
     def warmup_steps(self) -> int:
         """Length of the warm-up in steps."""
-        s = self.settings
-        if s.warmup_steps is not None:
-            return min(s.warmup_steps, self.total_steps)
-        return min(round(s.warmup_epochs * self.epoch_size / self.total_samples * self.total_steps), self.total_steps)
+        if self.settings.warmup_steps is not None:
+            return min(self.settings.warmup_steps, self.total_steps)
+        return self.total_steps // 10 if self.warmup_shortened else self._warmup_asked
+
+    @property
+    def warmup_shortened(self) -> bool:
+        """Whether the warm-up in epochs would last to the end of the run; a tenth of the steps is taken instead."""
+        return self.settings.warmup_steps is None and self._warmup_asked >= self.total_steps
+
+    @property
+    def _warmup_asked(self) -> int:
+        return round(self.settings.warmup_epochs * self.epoch_size / self.total_samples * self.total_steps)
 
     def lr_time(self, at: Position) -> float:
         """The schedule's time in steps: the step itself for a constant batch, progress x steps where the batch changes."""

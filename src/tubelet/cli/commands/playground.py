@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
 import tubelet
 from tubelet.cli.app import HELP, app
-from tubelet.cli.collect import Command
+from tubelet.cli.checks import problems_of
+from tubelet.cli.collect import CHECKS, Command
 from tubelet.cli.options import (
     DATA,
     OUTPUT,
@@ -60,6 +62,19 @@ def playground(
             progress=step,
         )
     typer.echo(f"{clips} clips: {manifest}")
+
+
+def _check(given: Mapping[str, Any]) -> list[str]:
+    from tubelet.playground import scene_settings
+
+    def settings() -> None:
+        own = {"size": _sides(given.get("size")), "frames": given.get("frames"), "fps": given.get("fps")}
+        scene_settings(given.get("scene") or "full", **{k: v for k, v in own.items() if v is not None})
+
+    return problems_of(settings)
+
+
+CHECKS["playground"] = _check
 
 
 def _sides(size: str | None) -> int | tuple[int, int] | None:

@@ -8,7 +8,7 @@
       bad.txt                sources that could not be prepared, with reasons, as ``--exclude @FILE`` takes them
       shards/NAME.tar        WebDataset layout: KEY.mp4, KEY.json, and side data KEY.motion.npz ...; KEY holds no dot and no slash
       shards/NAME.jsonl      the shard's journal, one line a piece, written as the shard grows: what the index is made from
-      index/items.jsonl      the table: one line an item, in key order, with what its row held (key, start, end, label, origin, other columns)
+      index/items.jsonl      the table: one line an item, in key order: key, start, end, label, origin, other columns
       index/origins.npy      (origins,) ORIGIN
       index/pieces.npy       (pieces,) PIECE, the pieces of an origin one after the other in time
       index/packets.npy      (frames,) PACKET, the frames of a piece one after the other
