@@ -172,7 +172,6 @@ def _prepared(place: Place, ask: _Ask, only: int | None = None) -> _Part:
         named = _folder_labels(rows, depth, ask, place.name)
         entries = [replace(e, label=r.label) for e, r in zip(entries, named, strict=True)]
         ask = replace(ask, labels="auto")
-    held_out = _held_out(place.name, ask, Counter(e.split for e in entries if e.split))
     if ask.split is not None and all(e.split is None for e in entries):
         entries = [replace(e, split=e.path.split("/")[0] if "/" in e.path else None) for e in entries]
     chosen, label = _chosen(entries, place.name, ask)
@@ -183,7 +182,9 @@ def _prepared(place: Place, ask: _Ask, only: int | None = None) -> _Part:
         if not rows:
             raise DataError(f"{item_path(place.name, only)}: the set has no such origin, or none of the wanted split")
     names = frozenset(name for e in entries if (name := label(e)) is not None)
-    return _Part(rows, names | frozenset(found.classes if ask.labels == "auto" and names else ()), (*held_out, *found.notes))
+    return _Part(
+        rows, names | frozenset(found.classes if ask.labels == "auto" and names else ()), found.notes + _held_out(place.name, ask, entries)
+    )
 
 
 def _folder_labels(rows: list[Row], depth: int, ask: _Ask, name: str) -> list[Row]:
@@ -213,7 +214,7 @@ def _manifest(place: Place, ask: _Ask) -> _Part:
         for e, path, kind in zip(chosen, paths, kinds, strict=True)
     ]
     names = frozenset(name for e in entries if (name := label(e)) is not None)
-    return _Part(rows, names, _held_out(place.name, ask, Counter(e.split for e in entries if e.split)), missing)
+    return _Part(rows, names, _held_out(place.name, ask, entries), missing)
 
 
 def _chosen(entries: list[Entry], name: str, ask: _Ask) -> tuple[list[Entry], Callable[[Entry], str | None]]:
@@ -242,8 +243,9 @@ def _chosen(entries: list[Entry], name: str, ask: _Ask) -> tuple[list[Entry], Ca
     return chosen, label
 
 
-def _held_out(where: str, ask: _Ask, splits: Counter[str]) -> tuple[str, ...]:
+def _held_out(where: str, ask: _Ask, entries: list[Entry]) -> tuple[str, ...]:
     """A note where all splits are read together: scores on videos that the encoder has seen say less."""
+    splits = Counter(e.split for e in entries if e.split)
     if ask.split is not None or len(splits) < 2 or not {s.lower() for s in splits} & SPLITS:
         return ()
     counts = ", ".join(f"{name} ({n})" for name, n in sorted(splits.items()))
