@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import av
@@ -18,6 +19,7 @@ from tubelet.errors import DecodeError
 if TYPE_CHECKING:
     from tubelet.data.prepared.store import Store
 
+AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 _EDGE = 0.25  # seconds by which the sound of a piece may begin before its first frame or end after its last
 
 
@@ -40,13 +42,48 @@ def read_audio(
     return _cut(sound, first, round(start * rate), None if end is None else round(end * rate))
 
 
+@dataclass(frozen=True)
+class Sound:
+    """``samples`` (channels, n) float32 in [-1, 1] at ``rate`` Hz; ``layout``: mono or stereo."""
+
+    samples: np.ndarray
+    rate: int
+    layout: str
+
+
+def read_sound(path: str, start: float, end: float, *, timeout: float = 30.0) -> Sound | None:
+    """The sound of a video file from ``start`` to ``end`` seconds at its own rate (at most 48 kHz) and with its own channels (at most two);
+    0 where there is none. None for a file without an audio stream, or one whose sound cannot be decoded."""
+    deadline = Deadline(path, timeout)
+    container, _, watched = open_container(path, deadline)
+    try:
+        if not container.streams.audio:
+            return None
+        context = container.streams.audio[0].codec_context
+        rate = context.sample_rate or 0
+        rate = rate if rate in AAC_RATES else max((r for r in AAC_RATES if r < rate), default=16000)
+        layout = "mono" if (context.channels or 1) == 1 else "stereo"
+        first, sound = _channels(container, max(start, 0.0), end, rate, layout, deadline)
+        if watched is not None:
+            watched.check()
+    except av.error.FFmpegError:
+        return None
+    finally:
+        container.close()
+        if watched is not None:
+            watched.close()
+    if not sound.shape[1]:
+        return None
+    return Sound(np.stack([_cut(channel, first, round(start * rate), round(end * rate)) for channel in sound]), rate, layout)
+
+
 def _of_file(path: str, start: float, end: float | None, rate: int, deadline: Deadline) -> tuple[int, np.ndarray]:
     """(number of the first sample, samples) of a file, at least from ``start`` to ``end`` as far as there are."""
     container, _, watched = open_container(path, deadline)
     try:
         if not container.streams.audio:
             raise DecodeError(f"{path}: has no audio stream")
-        first, sound = _decode(container, path, start, end, rate, deadline)
+        first, sound = _decode(container, start, end, rate, deadline)
         if watched is not None:
             watched.check()
         if not len(sound):
@@ -79,7 +116,7 @@ def _of_prepared(path: str, start: float, end: float | None, rate: int, deadline
                     video = container.streams.video[0]
                     shift = begin - (float((video.start_time or 0) * (video.time_base or 0)) - (container.start_time or 0) / 1e6)
                     stop = None if end is None else end - shift
-                    first, sound = _decode(container, path, max(0.0, start - shift), stop, rate, deadline)
+                    first, sound = _decode(container, max(0.0, start - shift), stop, rate, deadline)
             except av.error.FFmpegError as error:
                 raise DecodeError(f"{reader.where(piece)}: its sound cannot be decoded: {error.strerror}") from None
             parts.append((first + round(shift * rate), sound))
@@ -100,15 +137,24 @@ def _joined(parts: list[tuple[int, np.ndarray]]) -> tuple[int, np.ndarray]:
     return begin, out
 
 
-def _decode(container: InputContainer, path: str, start: float, end: float | None, rate: int, deadline: Deadline) -> tuple[int, np.ndarray]:
-    """(number of the first sample, samples) on the container's clock; no samples where nothing is decoded. Raises FFmpegError."""
+def _decode(container: InputContainer, start: float, end: float | None, rate: int, deadline: Deadline) -> tuple[int, np.ndarray]:
+    """:func:`_channels` of one channel, (n,)."""
+    first, sound = _channels(container, start, end, rate, "mono", deadline)
+    return first, sound[0]
+
+
+def _channels(
+    container: InputContainer, start: float, end: float | None, rate: int, layout: str, deadline: Deadline
+) -> tuple[int, np.ndarray]:
+    """(number of the first sample, samples (channels, n)) on the container's clock, at least from ``start`` to ``end`` as far as there are;
+    no samples where nothing is decoded. Raises FFmpegError."""
     stream = container.streams.audio[0]
     stream.codec_context.thread_count = 1
     origin = (container.start_time or 0) / 1e6
     base = float(stream.time_base or 0)
     if start > 1 and base > 0:
         container.seek(int((start + origin - 0.5) / base), stream=stream, backward=True)  # half a second for decoders that warm up
-    resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
+    resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
     pieces, first = [], None
     for packet in container.demux(stream):
         deadline.left()
@@ -116,13 +162,13 @@ def _decode(container: InputContainer, path: str, start: float, end: float | Non
         if frames and first is None:
             stamp = frames[0].pts
             first = stamp * float(frames[0].time_base or base) - origin if stamp is not None else 0.0
-        pieces += [r.to_ndarray().reshape(-1) for f in frames for r in resampler.resample(f)]
-        if first is not None and end is not None and first + sum(map(len, pieces)) / rate > end + 0.1:
+        pieces += [r.to_ndarray() for f in frames for r in resampler.resample(f)]
+        if first is not None and end is not None and first + sum(p.shape[1] for p in pieces) / rate > end + 0.1:
             break
     if first is None:
-        return 0, np.zeros(0, np.float32)
-    pieces += [r.to_ndarray().reshape(-1) for r in resampler.resample(None)]
-    return round(first * rate), np.concatenate(pieces)
+        return 0, np.zeros((2 if layout == "stereo" else 1, 0), np.float32)
+    pieces += [r.to_ndarray() for r in resampler.resample(None)]
+    return round(first * rate), np.concatenate(pieces, axis=1)
 
 
 def _cut(sound: np.ndarray, first: int, start: int, end: int | None) -> np.ndarray:

@@ -48,11 +48,12 @@ class VideoInfo:
 class PyavReader:
     """One opened video. Use as a context manager; one reader belongs to one thread. All failures are DecodeErrors with the path.
 
-    Pixels: uint8 RGB with the display rotation applied; the pixel aspect ratio is not.
+    Pixels: uint8 RGB with the display rotation applied; the pixel aspect ratio is not. ``vectors``: decoded frames carry the codec's motion
+    vectors where its decoder exports them.
     """
 
-    def __init__(self, path: str, *, timeout: float = 30.0) -> None:
-        self.path = path
+    def __init__(self, path: str, *, timeout: float = 30.0, vectors: bool = False) -> None:
+        self.path, self.vectors = path, vectors
         self.deadline = Deadline(path, timeout)
         self._turn: tuple[bool, bool, bool] | None = None
         self._shape: tuple[int, int] | None = None
@@ -69,6 +70,8 @@ class PyavReader:
             self.close()
             raise
         self._fresh = True
+        if self.vectors:
+            self.stream.codec_context.options = {"flags2": "+export_mvs"}
         self.stream.codec_context.thread_count = 1  # workers are processes; threads would only fight for the same cores
         origin = self.container.start_time
         self._base = float(self.stream.time_base) if self.stream.time_base else 0.0
@@ -162,11 +165,14 @@ class PyavReader:
 
     def frames(self, timeline: Timeline, index: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """(index, (h, w, 3) uint8) for each of the increasing indices. Raises Mismatch where the timeline does not hold."""
+        for i, frame in self.decoded(timeline, index):
+            yield i, self._pixels(frame)
+
+    def decoded(self, timeline: Timeline, index: Sequence[int] | np.ndarray) -> Iterator[tuple[int, VideoFrame]]:
+        """The same frames as the decoder gives them, not turned."""
         wanted = [int(i) for i in index]
         assert all(a < b for a, b in pairwise(wanted)), "indices must increase"
-        pairs = self._by_count(wanted) if timeline.pts is None else self._by_stamp(timeline, wanted)
-        for i, frame in pairs:
-            yield i, self._pixels(frame)
+        return self._by_count(wanted) if timeline.pts is None else self._by_stamp(timeline, wanted)
 
     def _by_count(self, wanted: list[int]) -> Iterator[tuple[int, VideoFrame]]:
         frames = enumerate(self._from_start())
@@ -270,7 +276,7 @@ class PyavReader:
         if frame.width * frame.height > MAX_PIXELS:
             raise DecodeError(f"{self.path}: frames of {frame.width}x{frame.height} pixels are not believable")
         if self._turn is None:
-            self._turn, self._shape = _orientation(frame), (frame.height, frame.width)
+            self._turn, self._shape = orientation(frame), (frame.height, frame.width)
         assert self._shape is not None
         try:  # a stream may change its size half way; threads=1, for threads of swscale would hang a process forked later
             rgb = self._reformat.reformat(frame, self._shape[1], self._shape[0], "rgb24", threads=1)
@@ -282,7 +288,7 @@ class PyavReader:
         return pixels[:: -1 if up else 1, :: -1 if left else 1]
 
 
-def _orientation(frame: VideoFrame) -> tuple[bool, bool, bool]:
+def orientation(frame: VideoFrame) -> tuple[bool, bool, bool]:
     """(swap axes, then flip rows, flip columns) of the display matrix, to the nearest quarter turn.
 
     The matrix (a b u; c d v; x y w) takes a stored point (x, y) to (ax + cy, bx + dy).
