@@ -17,9 +17,9 @@ import av.logging
 import numpy as np
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
 
 from tubelet.data.files import Deadline
+from tubelet.data.picture import Converter, Picture, PlanePicture
 from tubelet.data.prepared.index import Prepared, open_prepared
 from tubelet.data.prepared.layout import KEY_BIT, SHARDS
 from tubelet.data.prepared.paths import split_path
@@ -67,7 +67,6 @@ class PreparedReader:
         if not self.pieces:
             raise DecodeError(f"{path}: nothing of it was prepared")
         self._begin = np.cumsum([0, *(p.frames for p in self.pieces)])
-        self._reformat = VideoReformatter()
 
     def close(self) -> None:
         """Nothing to close: shards and decoders are the process's."""
@@ -83,10 +82,12 @@ class PreparedReader:
         times = [self.set.times[p.frame : p.frame + p.frames] for p in self.pieces]
         yield Timeline(times[0] if len(times) == 1 else np.concatenate(times), "packets")
 
-    def frames(self, timeline: Timeline, index: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """(index, (h, w, 3) uint8) for each of the increasing indices."""
+    def frames(self, timeline: Timeline, index: Sequence[int] | np.ndarray) -> Iterator[tuple[int, Picture]]:
+        """(index, frame) for each of the increasing indices."""
+        converter = None
         for i, frame in self.decoded(index):
-            yield i, self._reformat.reformat(frame, format="rgb24", threads=1).to_ndarray()
+            converter = converter or Converter(frame, self._unusable)
+            yield i, PlanePicture(frame, converter)
 
     def decoded(self, index: Sequence[int] | np.ndarray) -> Iterator[tuple[int, VideoFrame]]:
         """(index, frame as the decoder gives it) for each of the increasing indices."""
@@ -114,6 +115,9 @@ class PreparedReader:
         shard = self.set.shards[piece.shard].name
         name = f"{self.path} ({self._key})" if self._key else self.path
         return f"{name}: piece {piece.number} of {len(self.pieces)} ({SHARDS}/{shard} at {piece.offset:,})"
+
+    def _unusable(self, error: Exception) -> DecodeError:
+        return DecodeError(f"{self.path}: its frames cannot be converted: {error}")
 
     def _of_piece(self, piece: Piece, wanted: list[int]) -> Iterator[tuple[int, VideoFrame]]:
         packets = self.set.packets[piece.frame : piece.frame + piece.frames]
