@@ -13,7 +13,7 @@ from tubelet.config import did_you_mean
 from tubelet.data.exclude import Exclusion
 from tubelet.data.manifest import IMAGE, LIST, MANIFEST, VIDEO, Entry, decode_text, parse, suffix
 from tubelet.data.places import Place, is_url, open_place
-from tubelet.data.prepared.layout import HEAD
+from tubelet.data.prepared.layout import BEGUN, HEAD
 from tubelet.data.prepared.paths import is_prepared, item_path, split_path
 from tubelet.data.table import Kind, Row, Table
 from tubelet.errors import DataError
@@ -94,6 +94,11 @@ def _read(source: str, ask: _Ask) -> _Part:
     place = open_place(source)
     if place.is_folder and place.has(HEAD):
         return _prepared(place, ask)
+    if place.is_folder and place.has(BEGUN):
+        raise DataError(
+            f"{source}: a prepared set that is not finished: run the same tubelet prepare again or, when all its parts are done, "
+            f"tubelet prepare ... {source} --merge"
+        )
     if place.is_folder:
         return _folder(place, ask)
     kind = suffix(source)

@@ -249,6 +249,11 @@ def test_a_set_that_is_not_whole_is_refused(copy: Path) -> None:
     (copy / "prepared.json").write_text("{")
     with pytest.raises(DataError, match="not the head of a prepared set"):
         open_table(copy)
+    (copy / "prepared.json").unlink()
+    (copy / "work").mkdir()
+    (copy / "work/set.json").write_text("{}")
+    with pytest.raises(DataError, match=r"a prepared set that is not finished: run the same tubelet prepare again or, .* --merge"):
+        open_table(copy)
     (copy / "prepared.json").write_text(json.dumps(head))
     (copy / "index/packets.npy").unlink()
     with pytest.raises(DataError, match=r"its index lacks packets\.npy; write the index with: tubelet prepare \.\.\. .*copy --merge"):
@@ -376,3 +381,20 @@ def test_a_segment_lies_in_the_shard_of_its_first_frame(pair: tuple[Path, Path])
     first = int(opened.origins[3]["first"])  # its second piece begins at 1.2 s
     found = opened.first_shards(np.array([3, 3, 3, 3, 0]), np.array([np.nan, 1.1, 1.2, 9.0, 0.0]))
     assert found.tolist() == [first, first, first + 1, first + 1, 0]
+
+
+def test_the_frames_of_an_origin_may_lie_anywhere_in_the_index(copy: Path, pair: tuple[Path, Path]) -> None:
+    pieces, packets, times = (np.load(copy / f"index/{name}.npy") for name in ("pieces", "packets", "times"))
+    order = np.arange(len(pieces))[::-1]
+    blocks = [np.arange(int(p["frame"]), int(p["frame"]) + int(p["frames"])) for p in pieces]
+    moved = np.concatenate([blocks[i] for i in order])
+    pieces["frame"][order] = np.cumsum([0, *(len(blocks[i]) for i in order)])[:-1]
+    for name, array in (("pieces", pieces), ("packets", packets[moved]), ("times", times[moved])):
+        np.save(copy / f"index/{name}.npy", array)
+    for origin in (3, 7):
+        with PreparedReader(f"{copy}#{origin}") as there, PreparedReader(f"{pair[1]}#{origin}") as here:
+            timeline = next(there.timelines())
+            assert np.array_equal(timeline.times, next(here.timelines()).times)
+            for (i, a), (j, b) in zip(there.frames(timeline, [10, 13, 20]), here.frames(timeline, [10, 13, 20]), strict=True):
+                assert i == j
+                assert np.array_equal(a.rgb(), b.rgb())
