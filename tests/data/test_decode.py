@@ -196,14 +196,14 @@ def test_pictures_and_folders_of_frames(tmp_path: Path) -> None:
         timeline = next(iter(video.timelines()))
         frames = dict(video.frames(timeline, [0, 1, 2]))
     assert timeline.times.tolist() == [0.0, 0.2, 0.4]
-    assert [int(frames[i].mean()) for i in range(3)] == [10, 20, 100], "2 comes before 10"
-    assert frames[2].shape == (20, 30, 3), "all frames take the size of the first"
+    assert [int(frames[i].rgb().mean()) for i in range(3)] == [10, 20, 100], "2 comes before 10"
+    assert frames[2].rgb().shape == (20, 30, 3), "all frames take the size of the first"
     Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 100).save(tmp_path / "deep.png")
     Image.new("RGBA", (4, 6), (255, 0, 0, 0)).save(tmp_path / "alpha.png")
     Image.new("P", (4, 6)).save(tmp_path / "palette.gif")
     for name, shape in (("deep.png", (20, 30, 3)), ("alpha.png", (6, 4, 3))):
         with open_item(Item(str(tmp_path / name), "image", None, None, name, -1)) as picture:
-            assert dict(picture.frames(next(iter(picture.timelines())), [0]))[0].shape == shape
+            assert dict(picture.frames(next(iter(picture.timelines())), [0]))[0].rgb().shape == shape
     (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut off")
     with (
         open_item(Item(str(tmp_path / "bad.jpg"), "image", None, None, "", -1)) as picture,
@@ -273,7 +273,7 @@ def test_real_torchcodec_agrees_with_pyav(make_video, number, tmp_path: Path) ->
     with reader.open_item(item, decoder="torchcodec") as theirs, open_item(item) as ours:
         timeline = next(theirs.timelines())
         index = [0, 5, 11, 12, 40, 59]
-        a, b = (np.stack([f for _, f in video.frames(timeline, index)]) for video in (theirs, ours))
+        a, b = (np.stack([f.rgb() for _, f in video.frames(timeline, index)]) for video in (theirs, ours))
         assert theirs._try(timeline, index) is not None  # type: ignore[union-attr]  # it was not PyAV that answered
     assert [number(f) for f in a] == index
     assert np.abs(a.astype(int) - b).mean() <= torchcodec_reader.TOLERANCE

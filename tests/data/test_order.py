@@ -73,6 +73,12 @@ def test_by_shards_depends_on_seed_epoch_and_choice_alone() -> None:
     first = {e: {int(shards[r]) for r in rows(epoch=e)[:40]} for e in range(4)}
     assert len({tuple(sorted(s)) for s in first.values()}) == 4, "other shards come together in every epoch"
     plain = Order(200, seed=0)
+    order = Order(200, seed=0, shards=shards, mixed=4)
+    for sample in (0, 39, 40, 160, 399):
+        now, after = order.shards_from(sample)
+        begin = sample // 40 * 40
+        assert set(now) == {int(shards[order[k].row]) for k in range(begin, begin + 40)}
+        assert set(after) == {int(shards[order[k].row]) for k in range(begin + 40, begin + 80)}
     assert rows(mixed=20) == [plain[k].row for k in reversed(range(200))], "all shards at a time: no difference to items"
 
 

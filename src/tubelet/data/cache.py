@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tubelet.data import transform
+from tubelet.data.picture import Picture
 from tubelet.data.reader import Decoder, open_item, read_chosen, source_size
 from tubelet.data.settings import DataSettings
 from tubelet.data.table import Table
+from tubelet.data.transform import Box
 from tubelet.data.workers import killed_after, local_ranks, run_jobs
 from tubelet.errors import DataError, DecodeError
 
@@ -78,12 +79,10 @@ class _Decode:
             frames.clear()
             return [np.arange(len(times))]
 
-        def take(_: int, rgb: np.ndarray) -> None:
+        def take(_: int, picture: Picture) -> None:
             nonlocal source
-            shape = (rgb.shape[0], rgb.shape[1])
-            source = source_size(reader, shape)
-            frame = torch.from_numpy(np.require(rgb, requirements=["C", "W"]))[None]
-            frames.append(transform.cut(frame, transform.Box(0, 0, *shape), kept_size(*shape, s.short_side))[0].contiguous())
+            source = source_size(reader, picture.shape)
+            frames.append(picture.cut(Box(0, 0, *picture.shape), kept_size(*picture.shape, s.short_side)).contiguous())
 
         with (
             killed_after(2 * s.decode_timeout + 1, row),
@@ -107,9 +106,9 @@ def estimate_bytes(table: Table, settings: DataSettings) -> int:
         item = table.item(int(row))
         shape = (0, 0)
 
-        def take(_: int, rgb: np.ndarray) -> None:
+        def take(_: int, picture: Picture) -> None:
             nonlocal shape
-            shape = (rgb.shape[0], rgb.shape[1])
+            shape = picture.shape
 
         try:
             with open_item(item, timeout=settings.decode_timeout, folder_fps=settings.folder_fps, store=settings.store) as reader:

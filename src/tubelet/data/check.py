@@ -18,6 +18,7 @@ from tubelet.data.decode import PyavReader, VideoInfo, probe
 from tubelet.data.files import Deadline, TimedOut, open_container
 from tubelet.data.guarded import Lost, run_guarded
 from tubelet.data.manifest import suffix
+from tubelet.data.picture import Picture
 from tubelet.data.reader import Decoder, Reader, open_item, read_chosen
 from tubelet.data.sampling import frame_gap
 from tubelet.data.table import KINDS, Item, Kind, Table
@@ -173,7 +174,7 @@ class _Noted:
             self.tried.append(timeline)
             yield timeline
 
-    def frames(self, timeline: Timeline, index: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    def frames(self, timeline: Timeline, index: Sequence[int] | np.ndarray) -> Iterator[tuple[int, Picture]]:
         return self._reader.frames(timeline, index)
 
     def first_middle_last(self, times: np.ndarray) -> list[np.ndarray]:
@@ -185,8 +186,8 @@ class _Noted:
         early = max(n // 100, int(1 / (frame_gap(times) or 1))) if self.tried[-1].kind == "estimate" else 0
         return [np.unique([0, n // 2, max(n // 2, n - 1 - early)])]
 
-    def take(self, _: int, rgb: np.ndarray) -> None:
-        self.shapes.append((rgb.shape[0], rgb.shape[1]))
+    def take(self, _: int, picture: Picture) -> None:
+        self.shapes.append(picture.rgb().shape[:2])
 
 
 def _seen(item: Item, times: np.ndarray, shape: tuple[int, int], frames: int | None) -> Checked:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tubelet.core import Batch, Draw, Stream
 from tubelet.data import sampling, transform
+from tubelet.data.picture import Picture
 from tubelet.data.reader import Reader, read_chosen, source_size
 from tubelet.data.settings import DataSettings, Views
 from tubelet.data.table import Item
@@ -114,20 +115,19 @@ def make_clips(reader: Reader, item: Item, plan: Plan, out: tuple[int, int]) -> 
         boxes.clear()
         return planned
 
-    def take(index: int, rgb: np.ndarray) -> None:
+    def take(index: int, picture: Picture) -> None:
         nonlocal shape, source
         if not boxes:
-            shape = (rgb.shape[0], rgb.shape[1])
+            shape = picture.shape
             source = source_size(reader, shape)
             boxes[:] = [[transform.rescale(box, source, shape) for box in found] for found in plan.boxes(*source)]
             cuts[:] = [[torch.empty(0)] * len(w) for w, bs in zip(planned, boxes, strict=True) for _ in bs]
-        frame = torch.from_numpy(np.require(rgb, requirements=["C", "W"]))[None]
         clip = 0
         for window, wanted in zip(planned, boxes, strict=True):
             at = np.flatnonzero(window == index)
             for box in wanted:
                 if len(at):
-                    image = transform.cut(frame, box, out)[0]
+                    image = picture.cut(box, out)
                     for t in at:
                         cuts[clip][t] = image
                 clip += 1

@@ -12,10 +12,10 @@ import av.error
 import numpy as np
 from av.stream import Disposition
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from tubelet.data.files import MAX_PIXELS, Deadline, WatchedFile, explain, open_container
+from tubelet.data.picture import Converter, Picture, PlanePicture
 from tubelet.data.timeline import Timeline, TimelineCache
 from tubelet.errors import DecodeError
 
@@ -55,11 +55,9 @@ class PyavReader:
     def __init__(self, path: str, *, timeout: float = 30.0, vectors: bool = False) -> None:
         self.path, self.vectors = path, vectors
         self.deadline = Deadline(path, timeout)
-        self._turn: tuple[bool, bool, bool] | None = None
-        self._shape: tuple[int, int] | None = None
+        self._converter: Converter | None = None
         self._watched: WatchedFile | None = None
         self._error: Exception | None = None
-        self._reformat = VideoReformatter()
         self._open()
 
     def _open(self) -> None:
@@ -163,10 +161,10 @@ class PyavReader:
             return Timeline(np.array(known, np.int64) * self._base - self._origin, "decoded")
         return Timeline(np.arange(len(stamps)) / (self.fps or 25.0), "decoded")
 
-    def frames(self, timeline: Timeline, index: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """(index, (h, w, 3) uint8) for each of the increasing indices. Raises Mismatch where the timeline does not hold."""
+    def frames(self, timeline: Timeline, index: Sequence[int] | np.ndarray) -> Iterator[tuple[int, Picture]]:
+        """(index, frame) for each of the increasing indices. Raises Mismatch where the timeline does not hold."""
         for i, frame in self.decoded(timeline, index):
-            yield i, self._pixels(frame)
+            yield i, self._picture(frame)
 
     def decoded(self, timeline: Timeline, index: Sequence[int] | np.ndarray) -> Iterator[tuple[int, VideoFrame]]:
         """The same frames as the decoder gives them, not turned."""
@@ -272,32 +270,12 @@ class PyavReader:
             return ""
         return f" ({str(explain(self.path, self._error, b'', self.deadline)).removeprefix(self.path + ': ')})"
 
-    def _pixels(self, frame: VideoFrame) -> np.ndarray:
+    def _picture(self, frame: VideoFrame) -> PlanePicture:
         if frame.width * frame.height > MAX_PIXELS:
             raise DecodeError(f"{self.path}: frames of {frame.width}x{frame.height} pixels are not believable")
-        if self._turn is None:
-            self._turn, self._shape = orientation(frame), (frame.height, frame.width)
-        assert self._shape is not None
-        try:  # a stream may change its size half way; threads=1, for threads of swscale would hang a process forked later
-            rgb = self._reformat.reformat(frame, self._shape[1], self._shape[0], "rgb24", threads=1)
-            pixels = rgb.to_ndarray()
-        except (av.error.FFmpegError, ValueError) as error:
-            raise explain(self.path, error, b"", self.deadline) from None
-        swap, up, left = self._turn
-        pixels = pixels.transpose(1, 0, 2) if swap else pixels
-        return pixels[:: -1 if up else 1, :: -1 if left else 1]
-
-
-def orientation(frame: VideoFrame) -> tuple[bool, bool, bool]:
-    """(swap axes, then flip rows, flip columns) of the display matrix, to the nearest quarter turn.
-
-    The matrix (a b u; c d v; x y w) takes a stored point (x, y) to (ax + cy, bx + dy).
-    """
-    data = frame.side_data.get("DISPLAYMATRIX")
-    if data is None:
-        return False, False, False
-    a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
-    return (True, b < 0, c < 0) if abs(b) > abs(a) else (False, d < 0, a < 0)
+        if self._converter is None:
+            self._converter = Converter(frame, lambda error: explain(self.path, error, b"", self.deadline))
+        return PlanePicture(frame, self._converter)
 
 
 def probe(path: str, *, timeout: float = 30.0) -> VideoInfo:
@@ -306,7 +284,7 @@ def probe(path: str, *, timeout: float = 30.0) -> VideoInfo:
         frame = next(reader._from_start(), None)
         if frame is None:
             raise DecodeError(f"{path}: no frame can be decoded{reader._last_error}")
-        height, width = reader._pixels(frame).shape[:2]
+        height, width = reader._picture(frame).rgb().shape[:2]
         return VideoInfo(
             duration=reader.duration,
             fps=reader.fps,
@@ -340,7 +318,7 @@ def read_frames(
                 raise DecodeError(f"{path}: has {n} frames, asked for {int(chosen.min())} to {int(chosen.max())}")
             order, back = np.unique(chosen, return_inverse=True)
             try:
-                frames = [pixels for _, pixels in reader.frames(timeline, order)]
+                frames = [picture.rgb() for _, picture in reader.frames(timeline, order)]
             except Mismatch:
                 continue
             return np.stack(frames)[back], timeline.times[chosen]

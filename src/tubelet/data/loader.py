@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from tubelet.data.settings import DataSettings
 from tubelet.data.table import KINDS, Table
 from tubelet.data.workers import auto_workers, killed_after, run_jobs
 from tubelet.errors import DataError, DecodeError
+
+if TYPE_CHECKING:
+    from tubelet.data.prepared.grouping import Grouping
 
 REPLACEMENTS = 10  # videos tried for one sample before the run stops
 
@@ -145,8 +148,8 @@ class ClipMaker:
         return Fault(row, table.keys[row], table.paths[row], str(error), sample, first)
 
 
-def shards_to_mix(table: Table, settings: DataSettings) -> np.ndarray | None:
-    """(n,) the shard of each item where the order is by shards, None where it is by items. Raises DataError where shards were asked for
+def shards_to_mix(table: Table, settings: DataSettings) -> Grouping | None:
+    """The shards of the items where the order is by shards, None where it is by items. Raises DataError where shards were asked for
     and some items lie in none."""
     prepared = np.array([kind == "prepared" for kind in KINDS])[table.kinds]
     if settings.shuffle == "shards" and not prepared.all():
@@ -157,9 +160,9 @@ def shards_to_mix(table: Table, settings: DataSettings) -> np.ndarray | None:
         )
     if settings.shuffle == "items" or not prepared.all() or (settings.shuffle == "auto" and not all(map(is_url, table.paths))):
         return None
-    from tubelet.data.prepared.grouping import shards_of_table
+    from tubelet.data.prepared.grouping import Grouping
 
-    return shards_of_table(table, store=settings.store, timeout=settings.decode_timeout)
+    return Grouping.of(table, store=settings.store, timeout=settings.decode_timeout)
 
 
 class VideoFeed:
@@ -195,7 +198,8 @@ class VideoFeed:
             self.workers = 0
         self._bad = BadVideos(run_dir / "bad_videos.jsonl" if run_dir is not None else None, settings.max_bad_rate)
         visit = settings.clips_per_video * settings.repeats
-        shards = shards_to_mix(table, settings)
+        self._groups = shards_to_mix(table, settings)
+        shards = self._groups.shards if self._groups is not None else None
         order = Order(len(table), seed=seed, clips_per_video=visit, shards=shards, mixed=settings.shuffle_shards)
         self._maker = ClipMaker(ItemReader(table, settings, self.decoder, cache), order)
         self._running: list[Iterator[Any]] = []
@@ -220,6 +224,8 @@ class VideoFeed:
 
     def batches(self, schedule: Iterable[Sequence[int]]) -> Iterator[Batch]:
         """One batch for each list of global sample numbers, in order. Raises DataError where too many videos are bad or a process dies."""
+        if self._groups is not None and self.settings.cache == "none":
+            schedule = self._groups.ahead(self._maker.order, schedule)
         pin = self.device.type == "cuda" and self.settings.cache != "device"
         parcels = run_jobs(self._maker, schedule, workers=self.workers, prefetch=self.settings.prefetch, pin=pin, remote=self._remote)
         self._running.append(parcels)

@@ -43,7 +43,8 @@ class Order:
         self._shards: Tensor | None = None
         if shards is not None:
             assert len(shards) == items
-            self._shards = torch.from_numpy(np.unique(shards, return_inverse=True)[1].astype(np.int64))
+            self._names, inside = np.unique(shards, return_inverse=True)
+            self._shards = torch.from_numpy(inside.astype(np.int64))
         self._kept: OrderedDict[int, Tensor] = OrderedDict()
 
     def __len__(self) -> int:
@@ -74,7 +75,23 @@ class Order:
         rows = permutation(self.seed, epoch, self.items).to(torch.int64)
         if self._shards is None:
             return rows
-        number = int(self._shards.max()) + 1
+        return rows[torch.argsort(self._windows(epoch)[self._shards[rows]], stable=True)]
+
+    def _windows(self, epoch: int) -> Tensor:
+        """(shards,) int64: the window of each shard."""
+        number = len(self._names)
         window = torch.empty(number, dtype=torch.int64)
         window[permutation(self.seed, epoch, number, "order/shards").to(torch.int64)] = torch.arange(number) // self.mixed
-        return rows[torch.argsort(window[self._shards[rows]], stable=True)]
+        return window
+
+    def shards_from(self, sample: int) -> tuple[list[int], list[int]]:
+        """Numbers of the shards of the window that a sample lies in, and of the window after it, which may be the next epoch's."""
+        assert self._shards is not None
+        place = self[sample]
+        windows = self._windows(place.epoch)
+        here = int(windows[self._shards[place.row]])
+        now = torch.nonzero(windows == here)[:, 0]
+        after = torch.nonzero(windows == here + 1)[:, 0]
+        if not len(after):
+            after = torch.nonzero(self._windows(place.epoch + 1) == 0)[:, 0]
+        return [int(self._names[i]) for i in now], [int(self._names[i]) for i in after]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 
 from tubelet.data.decode import Mismatch, PyavReader
+from tubelet.data.picture import Picture
 from tubelet.data.stills import StillReader
 from tubelet.data.table import Item
 from tubelet.data.timeline import Timeline
@@ -26,7 +27,7 @@ class Reader(Protocol):
 
     def timelines(self) -> Iterator[Timeline]: ...
 
-    def frames(self, timeline: Timeline, index: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]: ...
+    def frames(self, timeline: Timeline, index: Sequence[int] | np.ndarray) -> Iterator[tuple[int, Picture]]: ...
 
 
 def choose_decoder(wanted: Literal["auto", "pyav", "torchcodec"]) -> Decoder:
@@ -77,11 +78,11 @@ def read_chosen(
     reader: Reader,
     item: Item,
     choose: Callable[[np.ndarray], list[np.ndarray]],
-    take: Callable[[int, np.ndarray], None],
+    take: Callable[[int, Picture], None],
 ) -> Visit:
     """Decode once for several windows.
 
-    ``choose``: seconds of the item's frames (n,) -> index arrays into them. ``take(i, rgb)`` gets every wanted frame once, in
+    ``choose``: seconds of the item's frames (n,) -> index arrays into them. ``take(i, picture)`` gets every wanted frame once, in
     increasing order. Should the file turn out to hold fewer frames than its packets promise, ``choose`` is asked again with what there
     really is, and frames are taken again. Returns (windows as chosen, seconds of the item's frames, frame numbers in the file).
     """
@@ -90,8 +91,8 @@ def read_chosen(
         windows = choose(timeline.times[rows])
         wanted = np.unique(np.concatenate(windows))
         try:
-            for i, rgb in reader.frames(timeline, rows[wanted]):
-                take(i - int(rows[0]), rgb)
+            for i, picture in reader.frames(timeline, rows[wanted]):
+                take(i - int(rows[0]), picture)
         except Mismatch:
             continue
         return windows, timeline.times[rows], rows

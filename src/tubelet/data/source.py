@@ -13,8 +13,8 @@ from tubelet.config import did_you_mean
 from tubelet.data.exclude import Exclusion
 from tubelet.data.manifest import IMAGE, LIST, MANIFEST, VIDEO, Entry, decode_text, parse, suffix
 from tubelet.data.places import Place, is_url, open_place
-from tubelet.data.prepared.layout import HEAD
-from tubelet.data.prepared.paths import item_path
+from tubelet.data.prepared.layout import BEGUN, HEAD
+from tubelet.data.prepared.paths import is_prepared, item_path, split_path
 from tubelet.data.table import Kind, Row, Table
 from tubelet.errors import DataError
 
@@ -37,11 +37,12 @@ def open_table(
 ) -> Table:
     """One table of all items of the sources, sorted by key.
 
-    A source is a folder (searched to the bottom), a manifest (.csv, .tsv, .jsonl with a header), a list (.txt, one path or
-    ``path label`` a line), one file, or an fsspec URL of any of these. ``split``, ``labels``, ``images``: see DataSettings.
-    ``exclude``: items to leave out: glob patterns of keys, or ``@FILE`` with keys (see :mod:`tubelet.data.exclude`). ``classes``: the
-    class names to number by, default those of the whole source (before the split filter), sorted. ``missing``: what to do with files
-    that a manifest names and that do not exist. Raises DataError for whatever cannot be used, naming the place.
+    A source is a folder (searched to the bottom), a prepared set (or one of its origins, ``OUT#17``), a manifest (.csv, .tsv, .jsonl
+    with a header), a list (.txt, one path or ``path label`` a line), one file, or an fsspec URL of any of these. ``split``, ``labels``,
+    ``images``: see DataSettings. ``exclude``: items to leave out: glob patterns of keys, or ``@FILE`` with keys (see
+    :mod:`tubelet.data.exclude`). ``classes``: the class names to number by, default those of the whole source (before the split filter),
+    sorted. ``missing``: what to do with files that a manifest names and that do not exist. Raises DataError for whatever cannot be used,
+    naming the place.
     """
     listed = [sources] if isinstance(sources, (str, Path)) else list(sources)
     if not listed:
@@ -87,9 +88,17 @@ def _text(source: str | Path) -> str:
 
 
 def _read(source: str, ask: _Ask) -> _Part:
+    one = split_path(source)
+    if one is not None and is_prepared(source):
+        return _prepared(open_place(one[0]), ask, one[1])
     place = open_place(source)
     if place.is_folder and place.has(HEAD):
         return _prepared(place, ask)
+    if place.is_folder and place.has(BEGUN):
+        raise DataError(
+            f"{source}: a prepared set that is not finished: run the same tubelet prepare again or, when all its parts are done, "
+            f"tubelet prepare ... {source} --merge"
+        )
     if place.is_folder:
         return _folder(place, ask)
     kind = suffix(source)
@@ -143,8 +152,8 @@ def _folder(place: Place, ask: _Ask) -> _Part:
     return _Part(inside, names, notes)
 
 
-def _prepared(place: Place, ask: _Ask) -> _Part:
-    """A prepared set: the items that its sources had, but for those that could not be prepared."""
+def _prepared(place: Place, ask: _Ask, only: int | None = None) -> _Part:
+    """A prepared set: the items that its sources had, but for those that could not be prepared. ``only``: those of this origin."""
     from tubelet.data.prepared.items import read_items
 
     found = read_items(place.name, place.read_in)
@@ -173,6 +182,10 @@ def _prepared(place: Place, ask: _Ask) -> _Part:
     chosen, label = _chosen(entries, place.name, ask)
     kept = {e.line for e in chosen}
     rows = [replace(r, label=label(e)) for r, e in zip(rows, entries, strict=True) if e.line in kept]
+    if only is not None:
+        rows = [r for r in rows if r.path == item_path(place.name, only)]
+        if not rows:
+            raise DataError(f"{item_path(place.name, only)}: the set has no such origin, or none of the wanted split")
     names = frozenset(name for e in entries if (name := label(e)) is not None)
     return _Part(
         rows, names | frozenset(found.classes if ask.labels == "auto" and names else ()), found.notes + _held_out(place.name, ask, entries)

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from tubelet.data.files import MAX_PIXELS, Deadline, WatchedFile
 from tubelet.data.manifest import IMAGE, suffix
+from tubelet.data.picture import PixelPicture
 from tubelet.data.timeline import Timeline
 from tubelet.errors import DecodeError
 
@@ -48,11 +49,11 @@ class StillReader:
     def timelines(self) -> Iterator[Timeline]:
         yield Timeline(np.arange(len(self._files)) / self.fps, "decoded")
 
-    def frames(self, timeline: Timeline, index: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """(index, (h, w, 3) uint8 RGB)."""
+    def frames(self, timeline: Timeline, index: Sequence[int] | np.ndarray) -> Iterator[tuple[int, PixelPicture]]:
+        """(index, picture)."""
         for i in index:
             self.deadline.left()
-            yield int(i), self._read(self._files[int(i)])
+            yield int(i), PixelPicture(self._read(self._files[int(i)]))
 
     def _read(self, path: str) -> np.ndarray:
         remote = WatchedFile(path, self.deadline) if "://" in path else None

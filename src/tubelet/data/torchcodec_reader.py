@@ -12,6 +12,7 @@ import av
 import numpy as np
 
 from tubelet.data.decode import PyavReader
+from tubelet.data.picture import Picture, PixelPicture
 from tubelet.data.timeline import Timeline
 
 TOLERANCE = 2.0  # mean difference in levels that two builds of FFmpeg may show after the conversion to RGB
@@ -20,13 +21,13 @@ TOLERANCE = 2.0  # mean difference in levels that two builds of FFmpeg may show 
 class TorchcodecReader(PyavReader):
     """Lists frames with PyAV and decodes them with torchcodec where both see the same frames; with PyAV everywhere else."""
 
-    def frames(self, timeline: Timeline, index: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    def frames(self, timeline: Timeline, index: Sequence[int] | np.ndarray) -> Iterator[tuple[int, Picture]]:
         """As :meth:`PyavReader.frames`."""
         found = self._try(timeline, [int(i) for i in index])
         if found is None:
             yield from super().frames(timeline, index)
         else:
-            yield from zip((int(i) for i in index), found, strict=True)
+            yield from zip((int(i) for i in index), map(PixelPicture, found), strict=True)
 
     def _try(self, timeline: Timeline, index: list[int]) -> np.ndarray | None:
         if timeline.kind != "packets" or "://" in self.path:
@@ -67,7 +68,7 @@ def unusable() -> str | None:
         except Exception as error:  # noqa: BLE001 - whatever it raises, the answer is to use PyAV
             return f"it fails on a test clip: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
         with PyavReader(str(path)) as reader:
-            ours = np.stack([p for _, p in reader.frames(next(reader.timelines()), [0, 3, 7, 11])]).astype(np.float32)
+            ours = np.stack([p.rgb() for _, p in reader.frames(next(reader.timelines()), [0, 3, 7, 11])]).astype(np.float32)
     if theirs.shape != ours.shape:
         return f"it decodes a test clip to shape {theirs.shape}, PyAV to {ours.shape}"
     error = float(np.abs(theirs - ours).mean())

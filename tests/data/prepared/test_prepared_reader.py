@@ -21,7 +21,7 @@ from tubelet.data.check import Check, check_table
 from tubelet.data.decode import PyavReader
 from tubelet.data.evaluation import EvalFeed, windows
 from tubelet.data.loader import VideoFeed
-from tubelet.data.prepared.grouping import shards_of_table
+from tubelet.data.prepared.grouping import Grouping
 from tubelet.data.prepared.handles import Handles
 from tubelet.data.prepared.index import open_prepared
 from tubelet.data.prepared.reader import PreparedReader
@@ -57,6 +57,10 @@ def test_a_prepared_set_has_the_items_of_its_source(pair: tuple[Path, Path]) -> 
     assert out.notes == ()
     assert open_table(pair[1], labels="none").classes == ()
     assert open_table(pair[1], labels="folder").fingerprint() == raw.fingerprint()
+    assert list(open_table(f"{pair[1]}#5").keys) == ["b/1.mp4"]
+    assert open_table(f"{pair[1]}#5").classes == raw.classes
+    with pytest.raises(DataError, match=r"#8: the set has no such origin"):
+        open_table(f"{pair[1]}#8")
     assert open_table(pair[1], exclude=["a/*"]).fingerprint() == open_table(pair[0], exclude=["a/*"]).fingerprint()
 
 
@@ -122,7 +126,7 @@ def test_any_frames_in_any_windows_are_those_of_the_pieces(pair: tuple[Path, Pat
             timeline = next(reader.timelines())
             got = list(reader.frames(timeline, index))
         assert [i for i, _ in got] == index
-        assert all(np.array_equal(pixels, whole[i]) for i, pixels in got)
+        assert all(np.array_equal(picture.rgb(), whole[i]) for i, picture in got)
     with PyavReader(str(pair[0] / "a/3.mp4")) as raw:
         assert np.array_equal(next(raw.timelines()).times, timeline.times), "the very numbers"
 
@@ -133,8 +137,8 @@ def test_two_readers_do_not_disturb_each_other(pair: tuple[Path, Path]) -> None:
     index = list(range(1, 20, 3))
     both = zip(one.frames(next(one.timelines()), index), other.frames(next(other.timelines()), index), strict=True)
     for i, (a, b) in zip(index, both, strict=True):
-        assert np.array_equal(a[1], whole[0][i])
-        assert np.array_equal(b[1], whole[1][i])
+        assert np.array_equal(a[1].rgb(), whole[0][i])
+        assert np.array_equal(b[1].rgb(), whole[1][i])
 
 
 def test_only_the_needed_bytes_are_read(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,6 +249,11 @@ def test_a_set_that_is_not_whole_is_refused(copy: Path) -> None:
     (copy / "prepared.json").write_text("{")
     with pytest.raises(DataError, match="not the head of a prepared set"):
         open_table(copy)
+    (copy / "prepared.json").unlink()
+    (copy / "work").mkdir()
+    (copy / "work/set.json").write_text("{}")
+    with pytest.raises(DataError, match=r"a prepared set that is not finished: run the same tubelet prepare again or, .* --merge"):
+        open_table(copy)
     (copy / "prepared.json").write_text(json.dumps(head))
     (copy / "index/packets.npy").unlink()
     with pytest.raises(DataError, match=r"its index lacks packets\.npy; write the index with: tubelet prepare \.\.\. .*copy --merge"):
@@ -343,7 +352,7 @@ def test_the_webdataset_package_reads_the_shards(pair: tuple[Path, Path]) -> Non
 
 def test_shuffle_by_shards(pair: tuple[Path, Path], segments: tuple[Path, Path]) -> None:
     raw, out = (open_table(p) for p in pair)
-    of = shards_of_table(out, store=settings().store, timeout=5)
+    of = Grouping.of(out, store=settings().store, timeout=5).shards
     assert of.tolist() == [0, 1] * 4
     feed = VideoFeed(out, settings(shuffle="shards", shuffle_shards=1), seed=3)
     batches = list(feed.batches([range(4), range(4, 8), range(8, 12)]))
@@ -360,7 +369,7 @@ def test_shuffle_by_shards(pair: tuple[Path, Path], segments: tuple[Path, Path])
     with pytest.raises(DataError, match=r"8 of 8 items are not of prepared sets, e\.g\. a/0\.mp4; set data\.shuffle = items"):
         VideoFeed(raw, settings(shuffle="shards"), seed=3)
     both = open_table([pair[1], segments[1]], labels="none")
-    assert sorted(shards_of_table(both, store=settings().store, timeout=5).tolist()) == [0] * 2 + [1] * 2 + [2] * 4 + [3] * 4
+    assert sorted(Grouping.of(both, store=settings().store, timeout=5).shards.tolist()) == [0] * 2 + [1] * 2 + [2] * 4 + [3] * 4
 
 
 def test_a_segment_lies_in_the_shard_of_its_first_frame(pair: tuple[Path, Path]) -> None:
@@ -372,3 +381,20 @@ def test_a_segment_lies_in_the_shard_of_its_first_frame(pair: tuple[Path, Path])
     first = int(opened.origins[3]["first"])  # its second piece begins at 1.2 s
     found = opened.first_shards(np.array([3, 3, 3, 3, 0]), np.array([np.nan, 1.1, 1.2, 9.0, 0.0]))
     assert found.tolist() == [first, first, first + 1, first + 1, 0]
+
+
+def test_the_frames_of_an_origin_may_lie_anywhere_in_the_index(copy: Path, pair: tuple[Path, Path]) -> None:
+    pieces, packets, times = (np.load(copy / f"index/{name}.npy") for name in ("pieces", "packets", "times"))
+    order = np.arange(len(pieces))[::-1]
+    blocks = [np.arange(int(p["frame"]), int(p["frame"]) + int(p["frames"])) for p in pieces]
+    moved = np.concatenate([blocks[i] for i in order])
+    pieces["frame"][order] = np.cumsum([0, *(len(blocks[i]) for i in order)])[:-1]
+    for name, array in (("pieces", pieces), ("packets", packets[moved]), ("times", times[moved])):
+        np.save(copy / f"index/{name}.npy", array)
+    for origin in (3, 7):
+        with PreparedReader(f"{copy}#{origin}") as there, PreparedReader(f"{pair[1]}#{origin}") as here:
+            timeline = next(there.timelines())
+            assert np.array_equal(timeline.times, next(here.timelines()).times)
+            for (i, a), (j, b) in zip(there.frames(timeline, [10, 13, 20]), here.frames(timeline, [10, 13, 20]), strict=True):
+                assert i == j
+                assert np.array_equal(a.rgb(), b.rgb())

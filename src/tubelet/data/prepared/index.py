@@ -155,14 +155,22 @@ class Prepared:
         source = f"{self.name}/{SHARDS}/{shard.name}"
 
         def make() -> Handle:
-            found = self.place.file(SHARDS, shard.name, shard.bytes, self._head)
             try:
-                return Handle(found if isinstance(found, int) else os.open(found, os.O_RDONLY), kept=isinstance(found, int))
+                if self.place.remote:
+                    return Handle(self.fetched(number), kept=True)
+                return Handle(os.open(os.path.join(self.name, SHARDS, shard.name), os.O_RDONLY), kept=False)
             except OSError as error:
                 reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
                 raise DecodeError(f"{source}: {reason}") from None
 
         return shards.get((self.name, self._head, number), make)
+
+    def fetched(self, number: int) -> int:
+        """A descriptor of a shard of a set behind a URL, fetched where it is not kept. Raises DataError."""
+        shard = self.shards[number]
+        found = self.place.file(SHARDS, shard.name, shard.bytes, self._head)
+        assert isinstance(found, int), "the set is in a folder"
+        return found
 
 
 def _mapped(opened: Any) -> np.ndarray:

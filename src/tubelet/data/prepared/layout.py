@@ -27,6 +27,7 @@ import numpy as np
 
 FORMAT = 1
 HEAD, MANIFEST, BAD, SHARDS, INDEX = "prepared.json", "manifest.jsonl", "bad.txt", "shards", "index"
+BEGUN = "work/set.json"  # what a set that is being written was begun with; until it is finished there is no prepared.json
 
 # first: the first of its ``count`` rows of pieces.npy; height, width: pixels of the source as displayed (rotation applied).
 ORIGIN = np.dtype([("first", "<u4"), ("count", "<u4"), ("height", "<u2"), ("width", "<u2")])

@@ -9,7 +9,7 @@ from tubelet.data.prepared.layout import HEAD
 
 def item_path(folder: str, origin: int) -> str:
     """The path of an origin."""
-    return f"{folder}#{origin}"
+    return f"{folder.rstrip('/')}#{origin}"
 
 
 def split_path(path: str) -> tuple[str, int] | None:

@@ -9,7 +9,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from tubelet.data.decode import Mismatch, PyavReader, orientation
+from tubelet.data.decode import Mismatch, PyavReader
+from tubelet.data.picture import orientation
 from tubelet.data.reader import segment
 from tubelet.data.sampling import frame_gap
 from tubelet.data.table import Item, Table

@@ -7,7 +7,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from functools import cached_property
+from itertools import chain
 from types import TracebackType
 from typing import Any, cast
 
@@ -17,9 +18,9 @@ import av.logging
 import numpy as np
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
 
 from tubelet.data.files import Deadline
+from tubelet.data.picture import Converter, Picture, PlanePicture
 from tubelet.data.prepared.index import Prepared, open_prepared
 from tubelet.data.prepared.layout import KEY_BIT, SHARDS
 from tubelet.data.prepared.paths import split_path
@@ -61,13 +62,10 @@ class PreparedReader:
             raise DecodeError(f"{path}: the set has {len(self.set.origins)} origins, numbered from 0")
         origin = self.set.origins[place[1]]
         self.source = (int(origin["height"]), int(origin["width"]))
-        rows = self.set.pieces[int(origin["first"]) : int(origin["first"]) + int(origin["count"])]
-        names = ("shard", "offset", "bytes", "frame", "frames", "setup")
-        self.pieces = [Piece(i, *(int(row[name]) for name in names)) for i, row in enumerate(rows)]
-        if not self.pieces:
+        self._rows = self.set.pieces[int(origin["first"]) : int(origin["first"]) + int(origin["count"])]
+        if not len(self._rows):
             raise DecodeError(f"{path}: nothing of it was prepared")
-        self._begin = np.cumsum([0, *(p.frames for p in self.pieces)])
-        self._reformat = VideoReformatter()
+        self._begin = np.concatenate([[0], np.cumsum(self._rows["frames"], dtype=np.int64)])
 
     def close(self) -> None:
         """Nothing to close: shards and decoders are the process's."""
@@ -80,13 +78,19 @@ class PreparedReader:
 
     def timelines(self) -> Iterator[Timeline]:
         """One: the times of the source's frames."""
-        times = [self.set.times[p.frame : p.frame + p.frames] for p in self.pieces]
-        yield Timeline(times[0] if len(times) == 1 else np.concatenate(times), "packets")
+        first = self._rows["frame"].astype(np.int64)
+        if (first - first[0] == self._begin[:-1]).all():  # hours of frames are not copied for a clip
+            times = self.set.times[first[0] : first[0] + self._begin[-1]]
+        else:
+            times = np.concatenate([self.set.times[p.frame : p.frame + p.frames] for p in self.pieces])
+        yield Timeline(times, "packets")
 
-    def frames(self, timeline: Timeline, index: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """(index, (h, w, 3) uint8) for each of the increasing indices."""
+    def frames(self, timeline: Timeline, index: Sequence[int] | np.ndarray) -> Iterator[tuple[int, Picture]]:
+        """(index, frame) for each of the increasing indices."""
+        converter = None
         for i, frame in self.decoded(index):
-            yield i, self._reformat.reformat(frame, format="rgb24", threads=1).to_ndarray()
+            converter = converter or Converter(frame, self._unusable)
+            yield i, PlanePicture(frame, converter)
 
     def decoded(self, index: Sequence[int] | np.ndarray) -> Iterator[tuple[int, VideoFrame]]:
         """(index, frame as the decoder gives it) for each of the increasing indices."""
@@ -95,11 +99,20 @@ class PreparedReader:
         edges = np.searchsorted(wanted, self._begin)
         if edges[-1] < len(wanted) or edges[0] > 0:
             raise DecodeError(f"{self.path}: has {int(self._begin[-1])} frames, asked for {int(wanted[0])} to {int(wanted[-1])}")
-        for piece, (a, b) in zip(self.pieces, pairwise(edges.tolist()), strict=True):
-            if b > a:
-                begin = int(self._begin[piece.number])
-                for i, frame in self._of_piece(piece, (wanted[a:b] - begin).tolist()):
-                    yield begin + i, frame
+        for number in np.flatnonzero(np.diff(edges)).tolist():
+            begin = int(self._begin[number])
+            here = wanted[edges[number] : edges[number + 1]] - begin
+            for i, frame in self._of_piece(self._piece(number), here.tolist()):
+                yield begin + i, frame
+
+    @cached_property
+    def pieces(self) -> list[Piece]:
+        """All pieces in the order of time."""
+        return [self._piece(i) for i in range(len(self._rows))]
+
+    def _piece(self, number: int) -> Piece:
+        row = self._rows[number]
+        return Piece(number, *(int(row[name]) for name in ("shard", "offset", "bytes", "frame", "frames", "setup")))
 
     def begins_at(self, piece: Piece) -> float:
         """Seconds of a piece's first frame on the clock of the source."""
@@ -113,7 +126,10 @@ class PreparedReader:
         """The set, the origin and the piece, for messages."""
         shard = self.set.shards[piece.shard].name
         name = f"{self.path} ({self._key})" if self._key else self.path
-        return f"{name}: piece {piece.number} of {len(self.pieces)} ({SHARDS}/{shard} at {piece.offset:,})"
+        return f"{name}: piece {piece.number} of {len(self._rows)} ({SHARDS}/{shard} at {piece.offset:,})"
+
+    def _unusable(self, error: Exception) -> DecodeError:
+        return DecodeError(f"{self.path}: its frames cannot be converted: {error}")
 
     def _of_piece(self, piece: Piece, wanted: list[int]) -> Iterator[tuple[int, VideoFrame]]:
         packets = self.set.packets[piece.frame : piece.frame + piece.frames]

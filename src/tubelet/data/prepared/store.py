@@ -87,7 +87,8 @@ class Store:
             self._admit(fd, size, Deadline(url, timeout))
             _receive(url, fd, size, timeout)
             os.fsync(fd)
-            os.rename(part, path)
+            with self._locked():  # whoever counts what is there must not miss it between its two names
+                os.rename(part, path)
         finally:
             os.close(fd)
 
@@ -131,7 +132,7 @@ class Store:
             try:
                 info = path.stat()
             except FileNotFoundError:
-                continue  # finished or dropped this moment
+                continue  # dropped from outside
             match = _PART.fullmatch(path.name)
             if match is None:
                 yield _File(path, info.st_size, info.st_size, info.st_mtime, info.st_ino, False)
