@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,8 @@ import torch
 from torch import Tensor
 
 from tubelet.data import transform
+from tubelet.data.kept import FrameCache, Kept, MemoryCache
+from tubelet.data.kept_on_device import DeviceCache
 from tubelet.data.reader import Decoder, open_item, read_chosen
 from tubelet.data.settings import DataSettings
 from tubelet.data.table import Table
@@ -19,32 +20,7 @@ from tubelet.errors import DataError, DecodeError
 
 Progress = Callable[[int, int, str], None]
 _PROBES = 24
-
-
-@dataclass(frozen=True)
-class Kept:
-    """``frames`` (n, h, w, 3) uint8, scaled so that the short side is at most the cache's. ``source``: (h, w) before that."""
-
-    frames: Tensor
-    times: np.ndarray
-    source: tuple[int, int]
-
-
-class FrameCache:
-    """Every item's frames at stride 1. An item that could not be decoded raises its DecodeError whenever it is asked for."""
-
-    def __init__(self, kept: dict[int, Kept], failed: dict[int, str]) -> None:
-        self._kept, self._failed = kept, failed
-
-    def __getitem__(self, row: int) -> Kept:
-        if row in self._failed:
-            raise DecodeError(self._failed[row])
-        return self._kept[row]
-
-    @property
-    def bytes(self) -> int:
-        """Size of all frames."""
-        return sum(k.frames.numel() for k in self._kept.values())
+_BLOCK = 2**26  # bytes that a device cache grows by, or an eighth of the whole
 
 
 class _Decode:
@@ -131,20 +107,19 @@ def build_cache(
     _refuse(need, free, place, settings)
     jobs = _Decode(table, settings, decoder)
     remote = any("://" in path for path in table.paths)
-    kept, failed, used = {}, {}, 0
+    cache = DeviceCache(target, block=max(_BLOCK, need // 8)) if settings.cache == "device" else MemoryCache()
     answers = run_jobs(jobs, ([i] for i in range(len(table))), workers=workers, prefetch=2, remote=remote)
+    why = ""
     for row, answer in enumerate(answers):
         if isinstance(answer, str):
-            failed[row] = answer
-        else:
-            used += answer.frames.numel()
-            _refuse(used, free, place, settings)
-            frames = answer.frames.clone() if target.type == "cpu" else answer.frames.to(target)  # clone: out of the workers' shared memory
-            kept[row] = Kept(frames, answer.times, answer.source)
+            why = why or answer
+        cache.add(row, answer)
+        _refuse(cache.bytes, free, place, settings)
         say(row + 1, len(table), "")
-    if not kept:
-        raise DataError(f"none of the {len(table)} videos can be read: {next(iter(failed.values()))}")
-    return FrameCache(kept, failed)
+    if not len(cache):
+        raise DataError(f"none of the {len(table)} videos can be read: {why}")
+    cache.seal(free_bytes(target))
+    return cache
 
 
 def _refuse(need: int, free: int, place: str, settings: DataSettings) -> None:
