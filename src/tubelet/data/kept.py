@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,12 +86,17 @@ class MemoryCache(FrameCache):
         """Nothing is left to be done."""
 
     def cut(self, looks: Sequence[Look], out: tuple[int, int]) -> Tensor:
-        data = batch_memory((len(looks), len(looks[0].window), *out, 3))
-        for clip, look in zip(data, looks, strict=True):
-            y, x, h, w = look.box
-            shown = _frames(self._frames[look.row][:, y : y + h, x : x + w], look.window)  # cut first: the rest is not read
-            clip.copy_(transform.cut(shown, transform.Box(0, 0, h, w), out))
-        return data
+        return cut_in_memory(self._frames, looks, out)
+
+
+def cut_in_memory(kept: Mapping[int, Tensor], looks: Sequence[Look], out: tuple[int, int]) -> Tensor:
+    """Clips (V, T, h, w, 3) from the frames (n, h, w, 3) of each row, written where the batch will stay."""
+    data = batch_memory((len(looks), len(looks[0].window), *out, 3))
+    for clip, look in zip(data, looks, strict=True):
+        y, x, h, w = look.box
+        shown = _frames(kept[look.row][:, y : y + h, x : x + w], look.window)  # cut first: the rest is not read
+        clip.copy_(transform.cut(shown, transform.Box(0, 0, h, w), out))
+    return data
 
 
 def _frames(frames: Tensor, window: np.ndarray) -> Tensor:
