@@ -59,7 +59,7 @@ class SharedCache(FrameCache):
         assert self._file is not None, "only the process that made it adds to it"
         with open(self._file, "wb", closefd=False) as file:
             file.seek(self._size)
-            file.write(memoryview(frames.contiguous().numpy()).cast("B"))
+            file.write(frames.contiguous().numpy().data)
         self._places[row] = (self._size, frames.shape)
         self._size += frames.numel()
 
@@ -95,6 +95,7 @@ def fill_together(fill: Callable[[Callable[[], SharedCache]], SharedCache]) -> S
     ends all, with the same message."""
     # It stays until the process ends: processes that are forked after a group was destroyed were seen to hang.
     group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    assert isinstance(group, dist.ProcessGroup), "every process is in it"
     machine, first = int(os.environ["GROUP_RANK"]), int(os.environ["LOCAL_RANK"]) == 0
 
     def together(mine: _Ticket | TubeletError | None) -> list[_Ticket]:
