@@ -18,7 +18,8 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from tubelet.data.audio import Sound, read_sound
-from tubelet.data.decode import Mismatch, PyavReader, orientation
+from tubelet.data.decode import Mismatch, PyavReader
+from tubelet.data.picture import orientation
 from tubelet.data.prepared.layout import KEY_BIT
 from tubelet.data.prepared.motion import Vectors
 from tubelet.data.prepared.options import PrepareSettings
@@ -207,7 +208,7 @@ class _Maker:
 
 
 def _turned(frame: VideoFrame, turn: tuple[bool, bool, bool]) -> VideoFrame:
-    """A yuv420p frame, upright. ``turn``: see :func:`tubelet.data.decode.orientation`."""
+    """A yuv420p frame, upright. ``turn``: see :func:`tubelet.data.picture.orientation`."""
     swap, up, left = turn
     planes = []
     for plane, (h, w) in zip(frame.planes, ((frame.height, frame.width), *[(frame.height // 2, frame.width // 2)] * 2), strict=True):
