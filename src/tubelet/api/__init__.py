@@ -8,6 +8,7 @@ from tubelet.api.listing import make_playground, recipes, show_recipe
 from tubelet.api.loading import Loaded, load
 from tubelet.api.picturing import masks, reconstruct
 from tubelet.api.planning import plan
+from tubelet.api.preparing import Prepared, merge_prepared, prepare
 from tubelet.api.pretraining import pretrain
 from tubelet.api.replaying import Replay, replay
 from tubelet.api.reporting import report
@@ -16,6 +17,7 @@ __all__ = [
     "Finetuned",
     "Loaded",
     "LoadedClassifier",
+    "Prepared",
     "Replay",
     "check",
     "embed",
@@ -26,7 +28,9 @@ __all__ = [
     "load_classifier",
     "make_playground",
     "masks",
+    "merge_prepared",
     "plan",
+    "prepare",
     "pretrain",
     "probe",
     "recipes",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -143,8 +144,8 @@ def cut_pieces(times: np.ndarray, a: int, b: int, seconds: float) -> list[tuple[
     count = max(1, math.ceil(length / seconds - 1e-6), math.ceil((b - a) / FRAMES))
     inner = a + np.searchsorted(times[a:b], times[a] + length * np.arange(1, count) / count - 1e-9)
     edges = np.unique([a, *inner.tolist(), b])
-    edges = np.unique([e for x, y in zip(edges[:-1], edges[1:], strict=True) for e in (*range(int(x), int(y), FRAMES), int(y))])
-    return [(int(x), int(y)) for x, y in zip(edges[:-1], edges[1:], strict=True)]
+    edges = np.unique([e for x, y in pairwise(edges.tolist()) for e in (*range(x, y, FRAMES), y)])
+    return list(pairwise(edges.tolist()))
 
 
 def tasks_of(origin: Origin, found: Survey, maps: Sequence[tuple[str, str]] = ()) -> list[Task]:
