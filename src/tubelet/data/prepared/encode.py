@@ -18,7 +18,8 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from tubelet.data.audio import Sound, read_sound
-from tubelet.data.decode import Mismatch, PyavReader, orientation
+from tubelet.data.decode import Mismatch, PyavReader
+from tubelet.data.picture import orientation
 from tubelet.data.prepared.layout import KEY_BIT
 from tubelet.data.prepared.motion import Vectors
 from tubelet.data.prepared.options import PrepareSettings
