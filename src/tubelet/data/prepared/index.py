@@ -192,7 +192,9 @@ def read_head(place: Home, head: bytes) -> dict[str, Any]:
         about = json.loads(head)
         version = about["format"]
     except (ValueError, KeyError, TypeError):
-        raise DataError(f"{place.name}/{HEAD}: not the head of a prepared set; write it again with: tubelet prepare {place.name} --merge") from None
+        raise DataError(
+            f"{place.name}/{HEAD}: not the head of a prepared set; write it again with: tubelet prepare {place.name} --merge"
+        ) from None
     if version != FORMAT:
         newer = isinstance(version, int) and version > FORMAT
         what = "a newer version of Tubelet wrote it: update" if newer else "prepare the set again"

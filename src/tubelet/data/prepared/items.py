@@ -59,7 +59,7 @@ def _entry(line: bytes, number: int, where: str) -> tuple[Entry, int]:
         entry = Entry(item["key"], number, item.get("label"), item.get("start"), item.get("end"), split or None, columns)
         return entry, int(item["origin"])
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise DataError(f"{where}: not an item of a prepared set; write the index again with: tubelet prepare {place.name} --merge") from None
+        raise DataError(f"{where}: not an item of a prepared set; write the index again with: tubelet prepare OUT --merge") from None
 
 
 def _notes(name: str, bad: bytes | None) -> tuple[str, ...]:
