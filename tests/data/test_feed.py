@@ -217,8 +217,26 @@ def test_memory_cache_keeps_order_and_content(numbered_set: Path, number, tmp_pa
 def test_device_cache_gives_batches_on_the_device(numbered_set: Path) -> None:
     table = open_table(numbered_set)
     memory = take(VideoFeed(table, settings(cache="memory"), seed=5), range(8))
-    device = take(VideoFeed(table, settings(cache="device", workers="auto"), seed=5, device="cpu"), range(8))
-    assert same(memory, device)
+    with VideoFeed(table, settings(cache="device", workers="auto"), seed=5, device="cpu") as feed:
+        device = take(feed, range(5), range(5, 8))
+        assert feed.report()["workers"] == 0
+    one, other = clips(memory), clips(device)
+    assert list(one) == list(other)
+    for k in one:
+        assert torch.equal(one[k][1], other[k][1])
+        assert torch.equal(one[k][2], other[k][2])
+        assert one[k][3] == other[k][3]
+        assert (one[k][0].int() - other[k][0].int()).abs().max() <= 1
+    assert device[0].stream("video").data.stride() == memory[0].stream("video").data.stride()
+
+
+def test_a_broken_video_in_the_device_cache_is_replaced_as_without(numbered_set: Path, tmp_path: Path) -> None:
+    table = with_broken(numbered_set, tmp_path, 2)
+    plain = VideoFeed(table, settings(max_bad_rate=0.9), seed=5)
+    with VideoFeed(table, settings(max_bad_rate=0.9, cache="device"), seed=5) as feed:
+        cached = take(feed, range(20))
+        assert [b.key for b in cached] == [b.key for b in take(plain, range(20))]
+        assert feed.report()["samples_replaced"] == plain.report()["samples_replaced"] > 0
 
 
 def test_a_cache_that_does_not_fit_is_refused_before_decoding(numbered_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,16 +18,25 @@ from tubelet.train.settings import TrainSettings
 
 def measured(model: Trainable, data: DataSettings, train: TrainSettings, device: torch.device) -> Yardstick | None:
     """What a sample's forward pass costs, counted on two black clips; None for a model that cannot read those."""
-    h, w = data.hw
-    sample = torch.arange(2)
-    clips = Stream(torch.zeros(2, 3, data.frames, h, w, dtype=torch.uint8), time=torch.zeros(2, data.frames))
-    batch = Batch({"video": clips}, {"class": torch.zeros(2, dtype=torch.int64)}, sample)
+    batch = black(data, 2)
     try:
         with undisturbed(model, device), torch.enable_grad():
-            cost = measure(model, batch, Step(0, 0, 0.0, 0.0, CounterDraw(train.seed, sample)), precision=train.precision)
+            cost = measure(model, batch, first_step(train, batch), precision=train.precision)
     except (ValueError, RuntimeError, LookupError, TypeError):
         return None
     return Yardstick(cost.forward_flops, peak_flops(device, train.precision)) if cost.forward_flops else None
+
+
+def black(data: DataSettings, clips: int) -> Batch:
+    """Some black clips of class 0."""
+    h, w = data.hw
+    video = Stream(torch.zeros(clips, 3, data.frames, h, w, dtype=torch.uint8), time=torch.zeros(clips, data.frames))
+    return Batch({"video": video}, {"class": torch.zeros(clips, dtype=torch.int64)}, torch.arange(clips))
+
+
+def first_step(train: TrainSettings, batch: Batch) -> Step:
+    """The clock of a run's first step."""
+    return Step(0, 0, 0.0, 0.0, CounterDraw(train.seed, batch.sample))
 
 
 def cost_line(yardstick: Yardstick, plan: Plan) -> str:

@@ -15,6 +15,7 @@ from tubelet.api._common import CacheProgress, Sources, say, shown
 from tubelet.api._cost import cost_line, measured
 from tubelet.api._labelled import EVERYTHING, LabelledTables, open_labelled, open_test
 from tubelet.api._record import command_line, listed, reported, write_report
+from tubelet.api._supply import supply
 from tubelet.api.classifiers import LoadedClassifier, Start, build_classifier, load_classifier, start_of
 from tubelet.api.features import _delivered, _picture_problems, save_confusion
 from tubelet.api.loading import Loaded
@@ -24,6 +25,7 @@ from tubelet.core import Batch, Step, Trainable
 from tubelet.data.augment import Augment
 from tubelet.data.loader import VideoFeed
 from tubelet.data.settings import DataSettings, Views
+from tubelet.data.supply import Supply
 from tubelet.data.table import Table
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.finetune_recipe import FinetuneRecipe
@@ -140,8 +142,9 @@ class _Job:
             _check_pairs(plan, augment.group)
         # The encoder's backward pass is a part of the three forward passes that MFU counts.
         yardstick = None if r.classifier.frozen else measured(self.model.to(self.device), r.data, s, self.device)
+        chosen = supply(feed, self.model.to(self.device), r.data, s, plan, self.device, self.ranks)
         if self.speak:
-            say(self._summary(plan, yardstick))
+            say(self._summary(plan, yardstick, chosen))
         if self.ranks.first and not Checkpoints(self.out, 1).all():
             head = f"# tubelet {version('tubelet')}, torch {torch.__version__}; from {self.start.about['path']}; sources: {sources}\n"
             write_text(self.out / "config.yaml", head + to_yaml(r))
@@ -160,7 +163,7 @@ class _Job:
             hooks=looks,
             watch=watch,
             yardstick=yardstick,
-            about=about,
+            about={**about, "supply": chosen and chosen.describe()},
             resume=resume,
             quiet=quiet,
         )
@@ -204,7 +207,7 @@ class _Job:
         dumped = self.recipe.model_dump(mode="json", include={"classifier", "data", "views"})
         return {**dumped, "method": dict(self.start.method), "classes": list(self.tables.classes), "start": dict(self.start.about)}
 
-    def _summary(self, plan: Plan, yardstick: Yardstick | None) -> str:
+    def _summary(self, plan: Plan, yardstick: Yardstick | None, chosen: Supply | None) -> str:
         """What is about to be trained, in a few aligned lines."""
         r, t, s = self.recipe, self.tables, self.recipe.train
         total = sum(p.numel() for p in self.model.parameters())
@@ -221,6 +224,7 @@ class _Job:
             ("length", f"{plan.total_steps} steps = {plan.total_samples / plan.epoch_size:.4g} epochs, warm-up {plan.warmup_steps} steps"),
             ("batch", f"{batch} on {self.ranks.world} x {self.device}, learning rate {rate:.3g}, {s.precision}"),
             *([("cost", cost_line(yardstick, plan))] if yardstick is not None else []),
+            *([("supply", chosen.why)] if chosen is not None else []),
             ("out", str(self.out)),
         ]
         return "\n".join(f"{name:>8}  {text}" for name, text in rows)

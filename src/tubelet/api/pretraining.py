@@ -16,12 +16,14 @@ from tubelet import recipe as recipe_book
 from tubelet.api._common import CacheProgress, Sources, build, say, shown
 from tubelet.api._cost import cost_line, measured
 from tubelet.api._record import command_line, listed, reported, write_report
+from tubelet.api._supply import supply
 from tubelet.api.watching import make_hooks
 from tubelet.config import did_you_mean, import_file, to_yaml
 from tubelet.core import Stage, Trainable
 from tubelet.data.augment import Augment
 from tubelet.data.loader import VideoFeed
 from tubelet.data.source import open_table
+from tubelet.data.supply import Supply
 from tubelet.data.table import Table
 from tubelet.errors import CheckpointError, ConfigError, NonFiniteError
 from tubelet.recipe import Recipe, StageSettings
@@ -138,8 +140,9 @@ def _train_stage(
             feed = VideoFeed(table, s.data, seed=s.train.seed, run_dir=folder, device=str(device), progress=progress)
         plan = Plan(s.train, len(feed), world=ranks.world, tokens=model.tokens)
         yardstick = measured(model.to(device), s.data, s.train, device)
+        chosen = supply(feed, model, s.data, s.train, plan, device, ranks)
         if speak:
-            say(_summary(s, model, table, plan, device, ranks.world, folder, yardstick))
+            say(_summary(s, model, table, plan, device, ranks.world, folder, yardstick, chosen))
         if ranks.first and not Checkpoints(folder, 1).all():
             head = f"# tubelet {version('tubelet')}, torch {torch.__version__}; sources: {shown(sources)}\n"
             write_text(folder / "config.yaml", head + to_yaml(resolved))
@@ -154,7 +157,7 @@ def _train_stage(
             hooks=make_hooks(s, model, table, folder, say if speak else lambda text: None),
             watch=s.watch,
             yardstick=yardstick,
-            about={**about, "items": len(table)},
+            about={**about, "items": len(table), "supply": chosen and chosen.describe()},
             resume=resume,
             quiet=quiet,
         )
@@ -216,7 +219,15 @@ def initialise(model: Trainable, stage: Stage | StageSettings, root: Path) -> No
 
 
 def _summary(
-    s: StageSettings, model: Trainable, table: Table, plan: Plan, device: torch.device, world: int, out: Path, yardstick: Yardstick | None
+    s: StageSettings,
+    model: Trainable,
+    table: Table,
+    plan: Plan,
+    device: torch.device,
+    world: int,
+    out: Path,
+    yardstick: Yardstick | None,
+    chosen: Supply | None,
 ) -> str:
     """What is about to be trained, in a few aligned lines."""
     batch = plan.batch(Position())
@@ -235,6 +246,7 @@ def _summary(
         ("length", f"{plan.total_steps} steps = {plan.total_samples / plan.epoch_size:.4g} epochs, {warmup}"),
         ("batch", f"{batch} on {world} x {device}, learning rate {rate:.3g}, {s.train.precision}"),
         *([("cost", cost_line(yardstick, plan))] if yardstick is not None else []),
+        *([("supply", chosen.why)] if chosen is not None else []),
         ("out", str(out)),
     ]
     return "\n".join(f"{name:>8}  {text}" for name, text in rows)

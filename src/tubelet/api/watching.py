@@ -100,7 +100,7 @@ class Clips:
         workers = auto_workers() if self.data.workers == "auto" else self.data.workers
         workers = min(workers, len(schedule) - 1)  # for one batch, starting a process takes longer than decoding it here
         remote = any("://" in self.table.paths[row] for row in self.rows)
-        parcels = run_jobs(maker, schedule, workers=workers, prefetch=self.data.prefetch, remote=remote)
+        parcels = run_jobs(maker, schedule, workers=workers, prefetch=self.data.ahead, remote=remote)
         try:
             for parcel in parcels:
                 self.failures += [(fault.key, fault.reason) for fault in parcel.faults]

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tubelet.data.kept import FrameCache, Kept, MemoryCache
+from tubelet.data.kept_on_device import DeviceCache
+from tubelet.data.kept_shared import fill_together, sharing
 from tubelet.data.picture import Picture
 from tubelet.data.reader import Decoder, open_item, read_chosen, source_size
 from tubelet.data.settings import DataSettings
@@ -20,32 +24,7 @@ from tubelet.errors import DataError, DecodeError
 
 Progress = Callable[[int, int, str], None]
 _PROBES = 24
-
-
-@dataclass(frozen=True)
-class Kept:
-    """``frames`` (n, h, w, 3) uint8, scaled so that the short side is at most the cache's. ``source``: (h, w) before that."""
-
-    frames: Tensor
-    times: np.ndarray
-    source: tuple[int, int]
-
-
-class FrameCache:
-    """Every item's frames at stride 1. An item that could not be decoded raises its DecodeError whenever it is asked for."""
-
-    def __init__(self, kept: dict[int, Kept], failed: dict[int, str]) -> None:
-        self._kept, self._failed = kept, failed
-
-    def __getitem__(self, row: int) -> Kept:
-        if row in self._failed:
-            raise DecodeError(self._failed[row])
-        return self._kept[row]
-
-    @property
-    def bytes(self) -> int:
-        """Size of all frames."""
-        return sum(k.frames.numel() for k in self._kept.values())
+_BLOCK = 2**26  # bytes that a device cache grows by, or an eighth of the whole
 
 
 class _Decode:
@@ -123,34 +102,54 @@ def estimate_bytes(table: Table, settings: DataSettings) -> int:
 def build_cache(
     table: Table, settings: DataSettings, *, decoder: Decoder, device: str | torch.device, workers: int, progress: Progress | None = None
 ) -> FrameCache:
-    """Decode everything. Raises DataError where it does not fit into free memory, before and while it is filled."""
-    target = torch.device(device) if settings.cache == "device" else torch.device("cpu")
-    free = free_bytes(target)
-    need = estimate_bytes(table, settings)
-    place = "main memory" if target.type == "cpu" else f"memory of {target}"
+    """Decode everything. Raises DataError where it does not fit into free memory, before and while it is filled. In main memory, the
+    training processes of a machine have one cache together, and all must call this."""
     say = progress or (lambda done, total, text: None)
-    say(
-        0,
-        len(table),
-        f"caching {len(table)} videos at {settings.short_side} px: about {need / 2**30:.2f} of {free / 2**30:.1f} GiB free {place}",
-    )
-    _refuse(need, free, place, settings)
-    jobs = _Decode(table, settings, decoder)
-    remote = any("://" in path for path in table.paths)
-    kept, failed, used = {}, {}, 0
-    answers = run_jobs(jobs, ([i] for i in range(len(table))), workers=workers, prefetch=2, remote=remote)
-    for row, answer in enumerate(answers):
-        if isinstance(answer, str):
-            failed[row] = answer
-        else:
-            used += answer.frames.numel()
-            _refuse(used, free, place, settings)
-            frames = answer.frames.clone() if target.type == "cpu" else answer.frames.to(target)  # clone: out of the workers' shared memory
-            kept[row] = Kept(frames, answer.times, answer.source)
-        say(row + 1, len(table), "")
-    if not kept:
-        raise DataError(f"none of the {len(table)} videos can be read: {next(iter(failed.values()))}")
-    return FrameCache(kept, failed)
+    filling = _Filling(table, settings, decoder, workers, say)
+    if settings.cache == "device":
+        target = torch.device(device)
+        return filling.fill(lambda need: DeviceCache(target, block=max(_BLOCK, need // 8)), target)
+    target = torch.device("cpu")
+    if sharing():
+        return fill_together(lambda make: filling.fill(lambda need: make(), target, processes=local_ranks()))
+    return filling.fill(lambda need: MemoryCache(), target)
+
+
+C = TypeVar("C", bound=FrameCache)
+
+
+@dataclass(frozen=True)
+class _Filling:
+    table: Table
+    settings: DataSettings
+    decoder: Decoder
+    workers: int
+    say: Progress
+
+    def fill(self, make: Callable[[int], C], target: torch.device, *, processes: int = 1) -> C:
+        """The cache that ``make(bytes it will take, about)`` begins. ``processes``: that use it, and can lend their cores and their shares
+        of the memory."""
+        table, settings = self.table, self.settings
+        free, need = free_bytes(target) * processes, estimate_bytes(table, settings)
+        workers = (self.workers + 1) * processes - 1 if self.workers else 0
+        place = "main memory" if target.type == "cpu" else f"memory of {target}"
+        slow = " (on the CPU, cache = memory is faster)" if settings.cache == "device" and target.type == "cpu" else ""
+        size = f"about {need / 2**30:.2f} of {free / 2**30:.1f} GiB free {place}"
+        self.say(0, len(table), f"caching {len(table)} videos at {settings.short_side} px: {size}{slow}")
+        _refuse(need, free, place, settings)
+        cache, why = make(need), ""
+        jobs = _Decode(table, settings, self.decoder)
+        remote = any("://" in path for path in table.paths)
+        for row, answer in enumerate(run_jobs(jobs, ([i] for i in range(len(table))), workers=workers, prefetch=2, remote=remote)):
+            if isinstance(answer, str):
+                why = why or answer
+            cache.add(row, answer)
+            _refuse(cache.bytes, free, place, settings)
+            self.say(row + 1, len(table), "")
+        if not len(cache):
+            raise DataError(f"none of the {len(table)} videos can be read: {why}")
+        cache.seal(free_bytes(target))
+        return cache
 
 
 def _refuse(need: int, free: int, place: str, settings: DataSettings) -> None:

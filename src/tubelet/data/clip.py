@@ -16,6 +16,7 @@ from tubelet.data.reader import Reader, read_chosen, source_size
 from tubelet.data.settings import DataSettings, Views
 from tubelet.data.table import Item
 from tubelet.data.transform import Box
+from tubelet.data.workers import batch_memory
 
 Windows = Callable[[np.ndarray], list[np.ndarray]]
 Boxes = Callable[[int, int], list[list[Box]]]
@@ -140,22 +141,33 @@ def make_clips(reader: Reader, item: Item, plan: Plan, out: tuple[int, int]) -> 
     return Clips(data, torch.from_numpy(time), torch.from_numpy(crop))
 
 
-def clips_of_frames(frames: Tensor, times: np.ndarray, source: tuple[int, int], plan: Plan, out: tuple[int, int]) -> Clips:
-    """The same from frames (n, H, W, 3) that are already in memory, scaled from ``source`` (h, w) pixels; on the frames' device."""
-    have = (int(frames.shape[1]), int(frames.shape[2]))
-    data, time, crop = [], [], []
+@dataclass(frozen=True)
+class Look:
+    """A clip of an item whose frames are kept. ``window`` (T,): frame numbers. ``box``: in pixels of the kept frames. ``time`` (T,) float32
+    seconds, ``crop`` (2, 3) float32."""
+
+    row: int
+    window: np.ndarray
+    box: Box
+    time: np.ndarray
+    crop: np.ndarray
+
+
+def looks_at(row: int, times: np.ndarray, source: tuple[int, int], have: tuple[int, int], plan: Plan, out: tuple[int, int]) -> list[Look]:
+    """What :func:`make_clips` would cut, from frames that are kept at ``have`` (h, w), scaled from ``source`` (h, w) pixels."""
+    looks = []
     for window, boxes in zip(plan.windows(times), plan.boxes(*source), strict=True):
-        shown = frames[torch.from_numpy(window).to(frames.device)]
+        time = times[window].astype(np.float32)
         for box in boxes:
             small = transform.rescale(box, source, have)
-            data.append(transform.cut(shown, small, out))
-            time.append(times[window].astype(np.float32))
-            crop.append(transform.affine(small, out, source, have))
-    return Clips(torch.stack(data), torch.from_numpy(np.stack(time)), torch.from_numpy(np.stack(crop)))
+            looks.append(Look(row, window, small, time, transform.affine(small, out, source, have)))
+    return looks
 
 
 def to_batch(clips: Sequence[Clips], *, sample: Tensor, key: Sequence[str], labels: dict[str, Tensor]) -> Batch:
     """A batch of all clips in order; ``video`` (B, 3, T, h, w) uint8 is a view of channels-last memory."""
-    data = torch.cat([c.data for c in clips]).permute(0, 4, 1, 2, 3)
-    stream = Stream(data, time=torch.cat([c.time for c in clips]), crop=torch.cat([c.crop for c in clips]))
+    data = clips[0].data
+    if len(clips) > 1:
+        data = torch.cat([c.data for c in clips], out=batch_memory((sum(len(c.data) for c in clips), *data.shape[1:])))
+    stream = Stream(data.permute(0, 4, 1, 2, 3), time=torch.cat([c.time for c in clips]), crop=torch.cat([c.crop for c in clips]))
     return Batch({"video": stream}, labels, sample, tuple(key))

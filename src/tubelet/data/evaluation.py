@@ -91,7 +91,7 @@ class EvalFeed:
         schedule = (range(i, min(i + self.batch, self.n_total)) for i in range(0, self.n_total, self.batch))
         s = self.settings
         remote = any("://" in path for path in self.table.paths)
-        parcels = run_jobs(maker, schedule, workers=self.workers, prefetch=s.prefetch, pin=self.device.type == "cuda", remote=remote)
+        parcels = run_jobs(maker, schedule, workers=self.workers, prefetch=s.ahead, pin=self.device.type == "cuda", remote=remote)
         for parcel in parcels:
             self.failures += [(fault.key, fault.reason) for fault in parcel.faults]
             if parcel.error is not None:

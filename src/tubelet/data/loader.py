@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -13,14 +14,16 @@ import torch
 from torch import Tensor
 
 from tubelet.core import Batch, CounterDraw, Stream
-from tubelet.data.cache import FrameCache, Progress, build_cache
-from tubelet.data.clip import Clips, Plan, TrainDraws, clips_of_frames, make_clips, to_batch
+from tubelet.data.cache import Progress, build_cache
+from tubelet.data.clip import Clips, Look, Plan, TrainDraws, make_clips, to_batch
 from tubelet.data.faults import BadVideos, Fault
 from tubelet.data.files import TimedOut
+from tubelet.data.kept import FrameCache
 from tubelet.data.order import Order
 from tubelet.data.places import is_url
 from tubelet.data.reader import Decoder, choose_decoder, open_item
 from tubelet.data.settings import DataSettings
+from tubelet.data.supply import Pace, Supply
 from tubelet.data.table import KINDS, Table
 from tubelet.data.workers import auto_workers, killed_after, run_jobs
 from tubelet.errors import DataError, DecodeError
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from tubelet.data.prepared.grouping import Grouping
 
 REPLACEMENTS = 10  # videos tried for one sample before the run stops
+_GROUPS, _CACHED_GROUP = 256, 16  # what is timed at most, and clips at once
 
 
 @dataclass(frozen=True)
@@ -39,17 +43,27 @@ class Parcel:
     faults: list[Fault]
     error: str | None = None
 
+    def tensors(self) -> list[Tensor]:
+        """All of its batch."""
+        if self.batch is None:
+            return []
+        parts = [part for s in self.batch.streams.values() for part in (s.data, s.valid, s.time, s.crop)]
+        return [x for x in (*parts, *self.batch.labels.values(), self.batch.sample) if isinstance(x, Tensor)]
+
     def pin_memory(self) -> Parcel:
-        """Called by the DataLoader's pinning thread."""
+        """What lies in main memory, pinned. Called by the DataLoader's pinning thread."""
         if self.batch is None:
             return self
 
-        def pin(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.pin_memory()
+        def pin(x: Tensor) -> Tensor:
+            return x.pin_memory() if x.device.type == "cpu" else x
 
-        streams = {k: Stream(s.data.pin_memory(), pin(s.valid), pin(s.time), pin(s.crop)) for k, s in self.batch.streams.items()}
-        labels = {k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in self.batch.labels.items()}
-        return replace(self, batch=Batch(streams, labels, self.batch.sample.pin_memory(), self.batch.key))
+        def may(x: Tensor | None) -> Tensor | None:
+            return None if x is None else pin(x)
+
+        streams = {k: Stream(pin(s.data), may(s.valid), may(s.time), may(s.crop)) for k, s in self.batch.streams.items()}
+        labels = {k: pin(v) if isinstance(v, Tensor) else v for k, v in self.batch.labels.items()}
+        return replace(self, batch=Batch(streams, labels, pin(self.batch.sample), self.batch.key))
 
 
 class ItemReader:
@@ -60,11 +74,20 @@ class ItemReader:
         self.decoder: Decoder = decoder
         self._broken: dict[int, str] = {}
 
+    def visit(self, row: int, plan: Plan) -> Clips | list[Look]:
+        """The clips of a visit: decoded, or from the cache and not cut yet. Raises DecodeError."""
+        return self.clips(row, plan) if self.cache is None else self.cache.looks(row, plan, self.settings.hw)
+
+    def cut(self, visits: Sequence[Clips | list[Look]]) -> list[Clips]:
+        """The clips of visits, in order; those from the cache are all cut at once."""
+        looks = [look for visit in visits if isinstance(visit, list) for look in visit]
+        if not looks or self.cache is None:
+            return [visit for visit in visits if isinstance(visit, Clips)]
+        time, crop = (torch.from_numpy(np.stack(parts)) for parts in ([k.time for k in looks], [k.crop for k in looks]))
+        return [Clips(self.cache.cut(looks, self.settings.hw), time, crop)]
+
     def clips(self, row: int, plan: Plan) -> Clips:
-        """Raises DecodeError. A time-out is not remembered: it may go away."""
-        if self.cache is not None:
-            kept = self.cache[row]
-            return clips_of_frames(kept.frames, kept.times, kept.source, plan, self.settings.hw)
+        """Decoded clips. Raises DecodeError. A time-out is not remembered: it may go away."""
         if row in self._broken:
             raise DecodeError(self._broken[row])
         try:
@@ -99,10 +122,11 @@ class ItemReader:
 
 
 class ClipMaker:
-    """Job of a decoding process: a training batch as a pure function of its sample numbers."""
+    """Job of a decoding process: a training batch as a pure function of its sample numbers. ``replacements``: videos that are tried in the
+    place of one that cannot be read."""
 
-    def __init__(self, reader: ItemReader, order: Order) -> None:
-        self.reader, self.order = reader, order
+    def __init__(self, reader: ItemReader, order: Order, *, replacements: int = REPLACEMENTS) -> None:
+        self.reader, self.order, self.replacements = reader, order, replacements
 
     def __len__(self) -> int:
         return len(self.order)
@@ -115,16 +139,16 @@ class ClipMaker:
         sample = torch.tensor(numbers, dtype=torch.int64)
         settings, seed = self.reader.settings, self.order.seed
         draws = TrainDraws(settings, CounterDraw(seed, sample), CounterDraw(seed, sample - sample % settings.repeats))
-        clips: list[Clips] = []
+        visits: list[Clips | list[Look]] = []
         rows: list[int] = []
         faults: list[Fault] = []
         for visit, group in groupby(range(len(numbers)), key=lambda i: places[i].visit):
             positions = list(group)
             plan = draws.plan(positions)
             row = places[positions[0]].row
-            for attempt in range(1, REPLACEMENTS + 2):
+            for attempt in range(1, self.replacements + 2):
                 try:
-                    clips.append(self.reader.clips(row, plan))
+                    visits.append(self.reader.visit(row, plan))
                     break
                 except DecodeError as error:
                     first = attempt == 1
@@ -133,10 +157,10 @@ class ClipMaker:
                 except DataError as error:  # not of this item: of its whole set, or of the folder that keeps fetched shards
                     return Parcel(None, faults, str(error))
             else:
-                return Parcel(None, faults, f"{REPLACEMENTS + 1} videos in a row cannot be read, the last: {faults[-1].reason}")
+                return Parcel(None, faults, f"{self.replacements + 1} videos in a row cannot be read, the last: {faults[-1].reason}")
             rows += [row] * len(positions)
         keys = [self.reader.table.keys[row] for row in rows]
-        return Parcel(to_batch(clips, sample=sample, key=keys, labels=self.reader.labels(rows)), faults)
+        return Parcel(to_batch(self.reader.cut(visits), sample=sample, key=keys, labels=self.reader.labels(rows)), faults)
 
     def replacement(self, visit: int, attempt: int) -> int:
         """The row to try instead: a function of seed, visit and attempt alone, never of what happened before."""
@@ -165,6 +189,33 @@ def shards_to_mix(table: Table, settings: DataSettings) -> Grouping | None:
     return Grouping.of(table, store=settings.store, timeout=settings.decode_timeout)
 
 
+def _beside(parcels: Iterator[Parcel], device: torch.device) -> Iterator[Parcel]:
+    """Parcels that are made on a GPU, on a stream of their own, each while the one before it is in use."""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))  # the frames were written on that one
+
+    def make() -> tuple[Parcel | None, torch.cuda.Event]:
+        ready = torch.cuda.Event()
+        with torch.cuda.stream(stream):
+            parcel = next(parcels, None)
+            if parcel is not None and parcel.batch is not None:
+                moved = parcel.pin_memory().batch
+                assert moved is not None
+                parcel = replace(parcel, batch=moved.to(device))
+            ready.record(stream)
+        return parcel, ready
+
+    parcel, ready = make()
+    while parcel is not None:
+        after = make()
+        user = torch.cuda.current_stream(device)
+        user.wait_event(ready)
+        for tensor in parcel.tensors():
+            tensor.record_stream(user)  # so that its memory is not given to the next batch while it is read
+        yield parcel
+        parcel, ready = after
+
+
 class VideoFeed:
     """Batches of training clips: a pure function of seed, table, settings and sample numbers.
 
@@ -189,18 +240,20 @@ class VideoFeed:
         self.table, self.settings, self.seed, self.device = table, settings, seed, torch.device(device)
         self.decoder: Decoder = choose_decoder(settings.decoder)
         self.workers = auto_workers() if settings.workers == "auto" else settings.workers
-        self._remote = any("://" in path for path in table.paths)
+        self.remote = any("://" in path for path in table.paths)
         cache = None
         if settings.cache != "none":
             cache = build_cache(table, settings, decoder=self.decoder, device=self.device, workers=self.workers, progress=progress)
-            self._remote = False  # nothing is fetched any more
+            self.remote = False  # nothing is fetched any more
         if settings.cache == "device":
             self.workers = 0
+        self.prefetch = settings.ahead
         self._bad = BadVideos(run_dir / "bad_videos.jsonl" if run_dir is not None else None, settings.max_bad_rate)
         visit = settings.clips_per_video * settings.repeats
         self._groups = shards_to_mix(table, settings)
         shards = self._groups.shards if self._groups is not None else None
         order = Order(len(table), seed=seed, clips_per_video=visit, shards=shards, mixed=settings.shuffle_shards)
+        self._cache = cache
         self._maker = ClipMaker(ItemReader(table, settings, self.decoder, cache), order)
         self._running: list[Iterator[Any]] = []
 
@@ -226,15 +279,43 @@ class VideoFeed:
         """One batch for each list of global sample numbers, in order. Raises DataError where too many videos are bad or a process dies."""
         if self._groups is not None and self.settings.cache == "none":
             schedule = self._groups.ahead(self._maker.order, schedule)
-        pin = self.device.type == "cuda" and self.settings.cache != "device"
-        parcels = run_jobs(self._maker, schedule, workers=self.workers, prefetch=self.settings.prefetch, pin=pin, remote=self._remote)
+        gpu, on_device = self.device.type == "cuda", self.settings.cache == "device"
+        parcels = run_jobs(
+            self._maker, schedule, workers=self.workers, prefetch=self.prefetch, pin=gpu and not on_device, remote=self.remote
+        )
         self._running.append(parcels)
         try:
-            for parcel in parcels:
+            for parcel in _beside(parcels, self.device) if gpu and on_device else parcels:
                 yield self._receive(parcel)
         finally:
             self._running.remove(parcels)
             parcels.close()  # type: ignore[attr-defined]  # a generator
+
+    def pace(self, *, seconds: float, batch: int) -> Pace:
+        """How long making clips takes one process: some of the run's own are made for about ``seconds``, up to ``batch`` at once where
+        frames are cached, else one video's. Nothing is counted or remembered of it."""
+        s, visit = self.settings, self._maker.order.clips
+        settings = s.model_copy(update={"decode_timeout": min(s.decode_timeout, seconds)})
+        maker = ClipMaker(ItemReader(self.table, settings, self.decoder, self._cache), self._maker.order, replacements=0)
+        group = visit if self._cache is None else -(-min(batch, _CACHED_GROUP) // visit) * visit
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as in a worker
+        took: list[float] = []
+        try:
+            began = time.monotonic()
+            while len(took) < 2 or (time.monotonic() - began < seconds and len(took) < _GROUPS):
+                mark = time.monotonic()
+                maker.__getitems__(list(range(len(took) * group, (len(took) + 1) * group)))
+                took.append(time.monotonic() - mark)
+                if took[-1] > seconds:
+                    break
+        finally:
+            torch.set_num_threads(threads)
+        return Pace(group, np.array(took[1:] or took))  # the first one warms up
+
+    def use(self, supply: Supply) -> None:
+        """Take this many workers and batches ahead from the next iteration on."""
+        self.workers, self.prefetch = supply.workers, supply.prefetch
 
     def _receive(self, parcel: Parcel) -> Batch:
         samples = len(parcel.batch) if parcel.batch is not None else sum(f.first for f in parcel.faults)
@@ -245,7 +326,7 @@ class VideoFeed:
 
     def report(self) -> dict[str, Any]:
         """Counts of samples seen, replaced, bad videos and the commonest reasons."""
-        return {**self._bad.report(), "workers": self.workers, "decoder": self.decoder}
+        return {**self._bad.report(), "workers": self.workers, "prefetch": self.prefetch, "decoder": self.decoder}
 
     def close(self) -> None:
         """End the decoding processes of iterations that were left half way."""

@@ -65,6 +65,7 @@ def _rand(value: str | None) -> str | None:
     return value
 
 
+AHEAD = 2  # batches that a process prepares ahead, unless something else was chosen
 Range = Annotated[tuple[float, float], AfterValidator(_range)]
 Chance = Annotated[float, Field(ge=0, le=1)]
 
@@ -176,9 +177,15 @@ class DataSettings(Settings):
         default=32.0, gt=0, le=1e6, description="GiB of fetched shards that are kept there; the least recently used are dropped."
     )
     workers: int | Literal["auto"] = Field(
-        default="auto", description="Decoding processes; 0 = decode in the training process; auto = from the cores."
+        default="auto",
+        description="Decoding processes; 0 = decode in the training process; auto = measured before training: enough that decoding is "
+        "faster than a step, at most one less than the cores (elsewhere: from the cores).",
     )
-    prefetch: int = Field(default=2, ge=1, le=64, description="Batches each worker prepares ahead.")
+    prefetch: int | Literal["auto"] = Field(
+        default="auto",
+        description="Batches each worker prepares ahead; auto = from how much decoding times vary, within a quarter of the free memory; "
+        "2 where that is not measured.",
+    )
     decoder: Literal["auto", "pyav", "torchcodec"] = Field(
         default="auto", description="auto: torchcodec where it is installed and passes a self-test, else PyAV."
     )
@@ -197,6 +204,8 @@ class DataSettings(Settings):
             problems.append(f"size must be 1..8192 pixels, got {self.size}")
         if isinstance(self.workers, int) and not 0 <= self.workers <= 512:
             problems.append(f"workers must be 0..512 or auto, got {self.workers}")
+        if isinstance(self.prefetch, int) and not 1 <= self.prefetch <= 64:
+            problems.append(f"prefetch must be 1..64 or auto, got {self.prefetch}")
         if self.cache == "device" and isinstance(self.workers, int) and self.workers > 0:
             problems.append("workers must be 0 or auto with cache = device: the clips are cut on the device")
         if self.area[1] > 1:
@@ -219,6 +228,11 @@ class DataSettings(Settings):
 
         folder = Path(self.cache_dir).expanduser().absolute() if self.cache_dir else default_folder()
         return Store(folder, int(self.cache_limit * 2**30))
+
+    @property
+    def ahead(self) -> int:
+        """Batches each worker prepares ahead, where nothing was measured."""
+        return AHEAD if self.prefetch == "auto" else self.prefetch
 
     @property
     def short_side(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -33,14 +34,28 @@ class Jobs(Protocol):
 
 
 def auto_workers() -> int:
-    """Processes for ``workers = auto``: this rank's share of the cores, one left for the training process, at most 16."""
+    """Processes for ``workers = auto`` where nothing was measured: :func:`spare_cores`, at most 16."""
+    return min(16, spare_cores())
+
+
+def spare_cores() -> int:
+    """This rank's share of the cores, one left for the training process."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(0, min(16, cores // local_ranks() - 1))
+    return max(0, cores // local_ranks() - 1)
 
 
 def local_ranks() -> int:
     """Training processes on this machine."""
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1))
+
+
+def batch_memory(shape: Sequence[int]) -> Tensor:
+    """uint8 memory of this shape for a batch, with any content. In a decoding process it is shared with the training process, so that what
+    is written there is handed over without a copy."""
+    if get_worker_info() is None:
+        return torch.empty(*shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch's own collation does
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(*shape)
 
 
 def run_jobs(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -124,6 +125,27 @@ def rehearse(trainable: Trainable, batch: Batch, at: Step, *, precision: str = "
                 stage.losses(phase, here, precision).total.backward()
             flops, peak = flops + live.flops, max(peak, live.peak)
     return Rehearsal(flops / len(batch), peak)
+
+
+def pass_seconds(trainable: Trainable, batch: Batch, at: Step, *, precision: str = "fp32", again: Callable[[float], bool]) -> float:
+    """Seconds that one sample of ``batch`` takes in the forward and backward passes of all phases, without the optimisers. Neither the
+    model nor torch's random state is changed, but gradients are left to be cleared.
+
+    Passes over the batch are made, the first one to warm up, until ``again(seconds of the last one)`` says no; the last one counts. With
+    several processes all must call this, and ``again`` must say the same to all, for losses may talk to each other.
+    """
+    device = next((p.device for p in trainable.parameters()), torch.device("cpu"))
+    with _stage(trainable, batch) as stage:
+        while True:
+            began = time.monotonic()
+            for phase, here in stage.turns(at):
+                with _eager():
+                    stage.losses(phase, here, precision).total.backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds = time.monotonic() - began
+            if not again(seconds):
+                return seconds / len(batch)
 
 
 class _Stage:

@@ -210,7 +210,7 @@ class _Maker:
 
 
 def _turned(frame: VideoFrame, turn: tuple[bool, bool, bool]) -> VideoFrame:
-    """A yuv420p frame, upright. ``turn``: see :func:`tubelet.data.decode.orientation`."""
+    """A yuv420p frame, upright. ``turn``: see :func:`tubelet.data.picture.orientation`."""
     swap, up, left = turn
     planes = []
     for plane, (h, w) in zip(frame.planes, ((frame.height, frame.width), *[(frame.height // 2, frame.width // 2)] * 2), strict=True):

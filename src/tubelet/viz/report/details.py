@@ -56,6 +56,8 @@ def environment(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the run ran on, as recorded."""
     said = {"command": typed, "started": when, "ended": when}
     rows = [(label, said.get(key, text)(facts[key])) for key, label in ENVIRONMENT.items() if facts.get(key)]
+    if why := mapping(facts.get("supply")).get("why"):
+        rows.append(("Supply of clips", text(why)))
     machine = facts.get("machine")
     if isinstance(machine, dict):
         return rows + [(MACHINE.get(str(key), str(key)), text(value)) for key, value in machine.items() if value not in (None, "")]
