@@ -97,7 +97,7 @@ def _read(source: str, ask: _Ask) -> _Part:
     if place.is_folder and place.has(BEGUN):
         raise DataError(
             f"{source}: a prepared set that is not finished: run the same tubelet prepare again or, when all its parts are done, "
-            f"tubelet prepare ... {source} --merge"
+            f"tubelet prepare {source} --merge"
         )
     if place.is_folder:
         return _folder(place, ask)

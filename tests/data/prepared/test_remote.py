@@ -89,7 +89,7 @@ def out(make_video: Callable[..., Path], prepare: Callable[..., Path], tmp_path_
     root = tmp_path_factory.mktemp("remote")
     for i in range(6):
         make_video(root / f"v/{i}.mp4", 24, sound=True)
-    return prepare(open_table(root / "v"), root / "out", shards=6)
+    return prepare(root / "v", root / "out", shards=6)
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_the_folder_stays_within_its_limit_and_open_shards_stay_readable(out: Pa
     assert held.bytes == len(held.read(0, held.bytes))
     assert len(list(frames)) == 23
     lines = log()
-    assert sum(line.startswith("s005.tar 0") for line in lines) == 2, "it was dropped in between"
+    assert sum(line.startswith("0006-00000.tar 0") for line in lines) == 2, "it was dropped in between"
 
 
 def _read_all(url: str, keep: Store, failed) -> None:
@@ -213,7 +213,7 @@ def test_processes_at_once(out: Path, tmp_path: Path, log, room: int) -> None:
     assert most <= keep.limit
     if room == 6:
         starts = [line for line in log() if line.endswith(" 0")]
-        assert sorted(starts) == [f"s{i:03d}.tar 0" for i in range(6)], "each shard is fetched once, whoever needs it"
+        assert sorted(starts) == [f"{i:04d}-00000.tar 0" for i in range(1, 7)], "each shard is fetched once, whoever needs it"
 
 
 def _fetch_slowly(url: str, keep: Store) -> None:
@@ -237,7 +237,7 @@ def test_a_killed_fetch_is_continued(out: Path, tmp_path: Path, log, monkeypatch
     assert read_origin(f"noted://{out}", 4, keep) == 24
     assert int(log()[0].split()[1]) >= 4096
     (shard,) = (tmp_path / "kept").rglob("*.tar")
-    assert shard.read_bytes() == (out / "shards/s004.tar").read_bytes()
+    assert shard.read_bytes() == (out / "shards/0005-00000.tar").read_bytes()
     assert not list((tmp_path / "kept").rglob("*.part"))
 
 
@@ -246,7 +246,7 @@ def test_a_part_that_nobody_fetches_makes_room(out: Path, tmp_path: Path, log) -
     keep = Store(tmp_path / "kept", index_bytes(out) + max(sizes) + 100)
     read_origin(f"noted://{out}", 0, keep)
     (shard,) = (tmp_path / "kept").rglob("*.tar")
-    left = shard.rename(shard.with_name(f"s001.tar.{sizes[1]}.part"))
+    left = shard.rename(shard.with_name(f"0002-00000.tar.{sizes[1]}.part"))
     left.chmod(0o640)
     assert read_origin(f"noted://{out}", 2, keep) == 24
     assert not left.exists()
@@ -257,7 +257,7 @@ def test_a_network_that_fails_is_asked_again(out: Path, tmp_path: Path, log, mon
     monkeypatch.setattr(_NotedFile, "fail", [2])
     assert read_origin(f"noted://{out}", 0, Store(tmp_path / "kept")) == 24
     monkeypatch.setattr(_NotedFile, "fail", [3])
-    with pytest.raises(TimedOut, match=r"s001\.tar: connection reset"):
+    with pytest.raises(TimedOut, match=r"0002-00000\.tar: connection reset"):
         read_origin(f"noted://{out}", 1, Store(tmp_path / "kept"))
     assert read_origin(f"noted://{out}", 1, Store(tmp_path / "kept")) == 24, "later it may work"
 
@@ -269,7 +269,7 @@ def test_a_source_that_stalls_is_given_up(out: Path, tmp_path: Path, log, monkey
     monkeypatch.setenv("TUBELET_TEST_PAUSE", "30")
     begin = time.monotonic()
     PreparedReader(f"noted://{out}#3", store=keep).set.place.timeout = 0.5
-    with pytest.raises(TimedOut, match=r"s003\.tar: not done after 0\.5 s"):
+    with pytest.raises(TimedOut, match=r"0004-00000\.tar: not done after 0\.5 s"):
         read_origin(f"noted://{out}", 3, keep)
     assert time.monotonic() - begin < 5
 
@@ -335,12 +335,12 @@ def test_a_set_that_changed_is_fetched_anew(out: Path, tmp_path: Path, log) -> N
 def test_a_missing_or_short_shard_behind_a_url(out: Path, tmp_path: Path, log) -> None:
     moved = Path(shutil.copytree(out, tmp_path / "moved"))
     table = open_table(f"noted://{moved}")
-    (moved / "shards/s002.tar").write_bytes(b"x" * 1000)
-    (moved / "shards/s003.tar").unlink()
+    (moved / "shards/0003-00000.tar").write_bytes(b"x" * 1000)
+    (moved / "shards/0004-00000.tar").unlink()
     keep = Store(tmp_path / "kept")
-    with pytest.raises(DecodeError, match=r"s002\.tar: 1,000 bytes long, shorter than the [\d,]+ that its index says"):
+    with pytest.raises(DecodeError, match=r"0003-00000\.tar: 1,000 bytes long, shorter than the [\d,]+ that its index says"):
         read_origin(f"noted://{moved}", 2, keep)
-    with pytest.raises(DecodeError, match=r"s003\.tar: no such file"):
+    with pytest.raises(DecodeError, match=r"0004-00000\.tar: no such file"):
         read_origin(f"noted://{moved}", 3, keep)
     with pytest.raises(DataError, match="shards are missing"):
         open_table(f"noted://{moved}")

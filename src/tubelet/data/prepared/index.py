@@ -192,7 +192,9 @@ def read_head(place: Home, head: bytes) -> dict[str, Any]:
         about = json.loads(head)
         version = about["format"]
     except (ValueError, KeyError, TypeError):
-        raise DataError(f"{place.name}/{HEAD}: not the head of a prepared set; write it again with: tubelet prepare ... --merge") from None
+        raise DataError(
+            f"{place.name}/{HEAD}: not the head of a prepared set; write it again with: tubelet prepare {place.name} --merge"
+        ) from None
     if version != FORMAT:
         newer = isinstance(version, int) and version > FORMAT
         what = "a newer version of Tubelet wrote it: update" if newer else "prepare the set again"
@@ -240,7 +242,7 @@ def check_shards(place: Home, about: Mapping[str, Any]) -> None:
 
 
 def _remedy(name: str) -> str:
-    return f"write the index with: tubelet prepare ... {name} --merge"
+    return f"write the index with: tubelet prepare {name} --merge"
 
 
 _open: OrderedDict[tuple[str, Store], tuple[Any, Prepared]] = OrderedDict()

@@ -39,7 +39,7 @@ def read_items(name: str, read: Callable[[str], bytes | None]) -> Items:
     check_shards(place, about)
     text = read(f"{INDEX}/{ITEMS}")
     if text is None:
-        raise DataError(f"{name}: its index lacks {ITEMS}; write the index with: tubelet prepare ... {name} --merge")
+        raise DataError(f"{name}: its index lacks {ITEMS}; write the index with: tubelet prepare {name} --merge")
     entries, origins = [], []
     for number, line in enumerate(text.splitlines(), 1):
         entry, origin = _entry(line, number, f"{name}/{INDEX}/{ITEMS}, line {number}")
@@ -59,7 +59,7 @@ def _entry(line: bytes, number: int, where: str) -> tuple[Entry, int]:
         entry = Entry(item["key"], number, item.get("label"), item.get("start"), item.get("end"), split or None, columns)
         return entry, int(item["origin"])
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise DataError(f"{where}: not an item of a prepared set; write the index again with: tubelet prepare ... --merge") from None
+        raise DataError(f"{where}: not an item of a prepared set; write the index again with: tubelet prepare OUT --merge") from None
 
 
 def _notes(name: str, bad: bytes | None) -> tuple[str, ...]:

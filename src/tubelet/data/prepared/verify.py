@@ -67,7 +67,9 @@ def _hashes(opened: Prepared) -> dict[str, str]:
             lines = [json.loads(line) for line in opened.text(MANIFEST).splitlines()]
             _known[opened] = {str(line["key"]): str(line["sha256"]) for line in lines}
         except (ValueError, KeyError, TypeError):
-            raise DataError(f"{opened.name}/{MANIFEST}: cannot be read; write it again with: tubelet prepare ... --merge") from None
+            raise DataError(
+                f"{opened.name}/{MANIFEST}: cannot be read; write it again with: tubelet prepare {opened.name} --merge"
+            ) from None
     return _known[opened]
 
 
