@@ -42,7 +42,8 @@ def _part(value: str | None) -> str | None:
     epilog=examples(
         "tubelet prepare videos/ prepared/",
         "tubelet prepare train.csv prepared/ --size 128 --set crf=20",
-        "tubelet prepare videos/ prepared/ --part 3/16   (on 16 machines, then once:)   tubelet prepare prepared/ --merge",
+        "tubelet prepare videos/ prepared/ --part 3/16",
+        "tubelet prepare prepared/ --merge",
         "tubelet pretrain prepared/ --out runs/first",
     ),
 )
@@ -99,7 +100,8 @@ def prepare(
 ) -> int:
     """Re-encode videos to training size, so that training reads them many times faster.
 
-    OUT is then a source like any other: the same items, labels, order and frames. Stopped at any moment, the same command goes on.
+    OUT is then a source like any other: the same items, labels, order and frames. Stopped at any moment, the same command goes on. For
+    several machines, each makes a part (--part 3/16 on the third of 16), and --merge joins them.
 
     Exit code 0: all was prepared, 1: some videos could not be read, 2: nothing was prepared.
     """

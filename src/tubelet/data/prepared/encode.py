@@ -170,10 +170,10 @@ class _Maker:
             small = _turned(small, self.turn)
         if stamp == 0:
             self._tag(small)
-        theirs = frame.pts, frame.time_base, frame.pict_type
+        before = small.pts, small.time_base  # it is the decoder's own frame where there was nothing to scale
         small.pts, small.time_base, small.pict_type = stamp, Fraction(1, CLOCK), 0
         self._file.mux(self._stream.encode(small))
-        frame.pts, frame.time_base, frame.pict_type = theirs  # nothing to scale: it is the reader's own frame, which finds the next by it
+        small.pts, small.time_base = before
 
     def _begin(self, frame: VideoFrame) -> None:
         self.turn, self.rotation = orientation(frame), int(frame.rotation)

@@ -72,7 +72,7 @@ class Job:
         mine = [o for o in origins if o.number % self.part.count == self.part.number - 1]
         found = self._plan(mine)
         tasks = [t for o in mine if found[o.number].problem is None for t in tasks_of(o, found[o.number], self._maps(o))]
-        with _told(self.out):
+        with told(self.out):
             shards = Shards(self.out, self.part.prefix, self.settings.shard_mib * 2**20)
             try:
                 self._encode(tasks, shards, found)
@@ -87,7 +87,7 @@ class Job:
         mine |= {"table": self.table.fingerprint(), "origins": origins}
         if self.out.exists() and not self.out.is_dir():
             raise DataError(f"{self.out} is a file; name a folder for the prepared set")
-        with _told(self.out):
+        with told(self.out):
             file = self.out / WORK / "set.json"
             if not file.exists():
                 strangers = sorted(p.name for p in self.out.iterdir()) if self.out.is_dir() else []
@@ -113,7 +113,7 @@ class Job:
         self.progress("looking", len(found), len(origins))
         look = partial(_survey, todo, self.settings.piece_seconds, self.timeout)
         remote = any("://" in o.path for o in todo)
-        with _told(self.out), open(path, "a", encoding="utf-8") as file:
+        with told(self.out), open(path, "a", encoding="utf-8") as file:
             for i, answer in run_guarded(look, range(len(todo)), workers=self.workers, limit=2 * self.timeout + 60, remote=remote):
                 origin = todo[i]
                 found[origin.number] = Survey(problem=answer.reason) if isinstance(answer, Lost) else answer
@@ -213,15 +213,19 @@ def write_items(table: Table, path: Path) -> None:
 def write_whole(path: Path, content: str | bytes) -> None:
     """A file, whole or not at all."""
     part = path.with_name(f".{path.name}.part")
-    with open(part, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with open(part, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
-def _told(out: Path) -> Iterator[None]:
+def told(out: Path) -> Iterator[None]:
     """Errors of the file system in plain words."""
     try:
         yield

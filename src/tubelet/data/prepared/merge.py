@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 from collections import defaultdict
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy as np
 from tubelet.data.exclude import list_keys
 from tubelet.data.prepared.journal import read_journal
 from tubelet.data.prepared.layout import BAD, FORMAT, HEAD, INDEX, MANIFEST, ORIGIN, PACKET, PIECE, SHARDS
-from tubelet.data.prepared.make import WORK, write_whole
+from tubelet.data.prepared.make import WORK, told, write_whole
 from tubelet.errors import DataError
 
 SIDE = np.dtype([("offset", "<u8"), ("bytes", "<u4")])  # of side data in the shard of its piece; 0 bytes = none
@@ -39,7 +40,11 @@ class Made:
 
 def merge(out: Path, sources: str = "") -> Made:
     """Write the index of a set whose parts are all done. Raises DataError naming those that are missing."""
-    about = _begun(out)
+    with told(out):
+        return _merge(out, _begun(out), sources)
+
+
+def _merge(out: Path, about: dict[str, Any], sources: str) -> Made:
     problems = _problems(out, int(about["parts"]))
     pieces, shards = _pieces(out)
     items = [json.loads(line) for line in (out / WORK / "items.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -175,10 +180,9 @@ def _arrays(out: Path, pieces: list[dict[str, Any]]) -> dict[int, list[np.ndarra
 
 
 def _save(path: Path, array: np.ndarray) -> None:
-    part = path.with_name(f".{path.name}.part")
-    with open(part, "wb") as file:
-        np.save(file, array)
-    part.replace(path)
+    with io.BytesIO() as memory:
+        np.save(memory, array)
+        write_whole(path, memory.getvalue())
 
 
 def _covered(item: dict[str, Any], times: list[np.ndarray]) -> bool:
