@@ -163,7 +163,7 @@ class PreparedReader:
             yield want, frame
 
     def _bytes(self, piece: Piece, at: int, count: int) -> bytes:
-        handle = self.set.shard(piece.shard)
+        handle = self.set.shard(piece.shard, self.deadline.seconds)
         self.deadline.renew()  # fetching a shard has limits of its own
         try:
             data = handle.read(piece.offset + at, count)
