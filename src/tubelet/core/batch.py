@@ -64,6 +64,15 @@ class Batch:
             raise ValueError(f"this batch has no stream {name!r}, only {', '.join(sorted(self.streams)) or 'none'}")
         return self.streams[name]
 
+    def rows(self, start: int, stop: int) -> Batch:
+        """Samples ``start`` to ``stop`` of the batch, in the same memory."""
+
+        def part(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[start:stop]
+
+        streams = {k: Stream(s.data[start:stop], part(s.valid), part(s.time), part(s.crop)) for k, s in self.streams.items()}
+        return Batch(streams, {k: v[start:stop] for k, v in self.labels.items()}, self.sample[start:stop], self.key[start:stop])
+
     def to(self, device: torch.device | str) -> Batch:
         """All tensors on ``device``."""
         labels = {

@@ -104,41 +104,55 @@ def view_plan(settings: DataSettings, views: Views) -> Plan:
     return Plan(windows, boxes)
 
 
-def make_clips(reader: Reader, item: Item, plan: Plan, out: tuple[int, int]) -> Clips:
-    """Decode and cut; each frame is decoded and converted once whatever the number of clips that show it. Raises DecodeError."""
-    planned: list[np.ndarray] = []
-    cuts: list[list[Tensor]] = []  # per clip, per frame
-    boxes: list[list[Box]] = []
-    shape = source = (0, 0)
+class Cuts:
+    """The clips of an item while its frames come. ``windows``: C index arrays (T,) of the frames that they show."""
 
-    def choose(times: np.ndarray) -> list[np.ndarray]:
-        planned[:] = plan.windows(times)
-        boxes.clear()
-        return planned
+    def __init__(self, reader: Reader, windows: list[np.ndarray], plan: Plan, out: tuple[int, int]) -> None:
+        self._reader, self._windows, self._plan, self._out = reader, windows, plan, out
+        self._boxes: list[list[Box]] = []
+        self._cuts: list[list[Tensor]] = []  # per clip, per frame
+        self._shape = self._source = (0, 0)
 
-    def take(index: int, picture: Picture) -> None:
-        nonlocal shape, source
-        if not boxes:
-            shape = picture.shape
-            source = source_size(reader, shape)
-            boxes[:] = [[transform.rescale(box, source, shape) for box in found] for found in plan.boxes(*source)]
-            cuts[:] = [[torch.empty(0)] * len(w) for w, bs in zip(planned, boxes, strict=True) for _ in bs]
+    def take(self, index: int, picture: Picture, cut: Callable[[Box], Tensor] | None = None) -> None:
+        """A frame, for all clips that show it. ``cut``: how to cut it, None = :meth:`Picture.cut`."""
+        if not self._boxes:
+            self._shape = picture.shape
+            self._source = source_size(self._reader, self._shape)
+            self._boxes = [
+                [transform.rescale(box, self._source, self._shape) for box in found] for found in self._plan.boxes(*self._source)
+            ]
+            self._cuts = [[torch.empty(0)] * len(w) for w, bs in zip(self._windows, self._boxes, strict=True) for _ in bs]
         clip = 0
-        for window, wanted in zip(planned, boxes, strict=True):
+        for window, wanted in zip(self._windows, self._boxes, strict=True):
             at = np.flatnonzero(window == index)
             for box in wanted:
                 if len(at):
-                    image = picture.cut(box, out)
+                    image = picture.cut(box, self._out) if cut is None else cut(box)
                     for t in at:
-                        cuts[clip][t] = image
+                        self._cuts[clip][t] = image
                 clip += 1
 
-    windows, times, _ = read_chosen(reader, item, choose, take)
-    data = torch.stack([torch.stack(frames) for frames in cuts])
-    repeat = [len(bs) for bs in boxes]
-    time = np.repeat(np.stack([times[w] for w in windows]), repeat, axis=0).astype(np.float32)
-    crop = np.stack([transform.affine(b, out, source, shape) for bs in boxes for b in bs])
-    return Clips(data, torch.from_numpy(time), torch.from_numpy(crop))
+    def clips(self, times: np.ndarray) -> Clips:
+        """All of them, once every frame was taken. ``times`` (n,): seconds of the frames that the windows count."""
+        data = torch.stack([torch.stack(frames) for frames in self._cuts])
+        repeat = [len(bs) for bs in self._boxes]
+        time = np.repeat(np.stack([times[w] for w in self._windows]), repeat, axis=0).astype(np.float32)
+        crop = np.stack([transform.affine(b, self._out, self._source, self._shape) for bs in self._boxes for b in bs])
+        return Clips(data, torch.from_numpy(time), torch.from_numpy(crop))
+
+
+def make_clips(reader: Reader, item: Item, plan: Plan, out: tuple[int, int]) -> Clips:
+    """Decode and cut; each frame is decoded and converted once whatever the number of clips that show it. Raises DecodeError."""
+    cuts = Cuts(reader, [], plan, out)
+
+    def choose(times: np.ndarray) -> list[np.ndarray]:
+        nonlocal cuts
+        windows = plan.windows(times)
+        cuts = Cuts(reader, windows, plan, out)
+        return windows
+
+    _, times, _ = read_chosen(reader, item, choose, lambda index, picture: cuts.take(index, picture))
+    return cuts.clips(times)
 
 
 @dataclass(frozen=True)

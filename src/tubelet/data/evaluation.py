@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from tubelet.core import Batch
+from tubelet.core import Batch, Stream
+from tubelet.data.cache import free_bytes
 from tubelet.data.clip import Clips, to_batch, view_plan
 from tubelet.data.faults import Fault
 from tubelet.data.loader import ItemReader, Parcel
 from tubelet.data.reader import Decoder, choose_decoder, open_item
 from tubelet.data.sampling import frame_gap
 from tubelet.data.settings import DataSettings, Views
+from tubelet.data.supply import MEMORY_SHARE, batch_room
 from tubelet.data.table import Row, Table
+from tubelet.data.together import files, jobs
 from tubelet.data.workers import auto_workers, run_jobs
 from tubelet.errors import DataError, DecodeError
+
+CHUNK = 64 * 2**20  # bytes of clips that are cut in one pass over a file
+LEAST = 8  # items of a file that are worth a pass
 
 
 class ViewMaker:
@@ -25,24 +32,35 @@ class ViewMaker:
     def __init__(self, reader: ItemReader, views: Views) -> None:
         self.reader, self.views = reader, views
         self.plan = view_plan(reader.settings, views)
+        self._alone: set[str] = set()  # files whose items are not read together
 
     def __len__(self) -> int:
         return len(self.reader.table)
 
     def lose(self, row: int, reason: str) -> None:
-        self.reader.lose(row, reason)
+        """An item that killed the process that read it: where its file was read for several items at once, they are first read one by one,
+        so that it is clear which of them does it."""
+        where = self.reader.table.paths[row]
+        neighbours = [near for near in (row - 1, row + 1) if 0 <= near < len(self)]
+        if where not in self._alone and any(self.reader.table.paths[near] == where for near in neighbours):
+            self._alone.add(where)
+        else:
+            self.reader.lose(row, reason)
 
     def __getitems__(self, numbers: list[int]) -> Parcel:
         table, per_item = self.reader.table, self.views.clips * self.views.crops
         clips: list[Clips] = []
         faults: list[Fault] = []
         scored: list[int] = []
-        for row in numbers:
+        for rows in files(table, numbers):
             try:
-                clips.append(self.reader.clips(row, self.plan))
-                scored.append(row)
-            except DecodeError as error:
-                faults.append(Fault(row, table.keys[row], table.paths[row], str(error), row * per_item, True))
+                found = self.reader.together(rows, self.plan) if len(rows) > 1 and table.paths[rows[0]] not in self._alone else {}
+                for row in rows:
+                    try:
+                        clips.append(found.pop(row) if row in found else self.reader.clips(row, self.plan))
+                        scored.append(row)
+                    except DecodeError as error:
+                        faults.append(Fault(row, table.keys[row], table.paths[row], str(error), row * per_item, True))
             except DataError as error:  # not of this item: of its whole set, or of the folder that keeps fetched shards
                 return Parcel(None, faults, str(error))
         if not scored:
@@ -60,6 +78,9 @@ class EvalFeed:
     labels: ``item`` (table row), ``view`` (0 .. clips x crops - 1, crops fastest), ``class`` where the table is labelled. What cannot be
     read is left out: after an iteration ``failures`` holds (key, reason) and ``n_scored`` of ``n_total`` items were given. The frame
     cache, augmentations and training crops of the settings do not apply. ``device``: CUDA pins the batches' memory; they stay on the CPU.
+
+    Items that follow each other in one file (the windows of a long video) are read in one pass, some :data:`CHUNK` bytes of clips at a
+    time; those chunks are spread over the processes, and batches are filled from them across files.
     """
 
     def __init__(
@@ -88,17 +109,59 @@ class EvalFeed:
     def __iter__(self) -> Iterator[Batch]:
         self.failures, self.n_scored = [], 0
         maker = ViewMaker(ItemReader(self.table, self.settings, self.decoder), self.views)
-        schedule = (range(i, min(i + self.batch, self.n_total)) for i in range(0, self.n_total, self.batch))
-        s = self.settings
-        remote = any("://" in path for path in self.table.paths)
-        parcels = run_jobs(maker, schedule, workers=self.workers, prefetch=s.ahead, pin=self.device.type == "cuda", remote=remote)
-        for parcel in parcels:
+        schedule, per_item = self._jobs(), self.views.clips * self.views.crops
+        remote, pin = any("://" in path for path in self.table.paths), self.device.type == "cuda"
+        parcels = run_jobs(maker, schedule, workers=self.workers, prefetch=self.settings.ahead, pin=pin, remote=remote)
+        parts: list[Batch] = []  # of the batch that is being filled
+        for rows, parcel in zip(schedule, parcels, strict=True):
             self.failures += [(fault.key, fault.reason) for fault in parcel.faults]
             if parcel.error is not None:
                 raise DataError(parcel.error)
-            if parcel.batch is not None:
-                self.n_scored += len(parcel.batch) // (self.views.clips * self.views.crops)
-                yield parcel.batch
+            coming = self._by_batch(parcel.batch) if parcel.batch is not None else {}
+            for number in range(rows.start // self.batch, -(-rows.stop // self.batch)):
+                parts += [coming[number]] if number in coming else []
+                if parts and min((number + 1) * self.batch, self.n_total) <= rows.stop:
+                    batch = joined(parts, pin=pin)
+                    parts = []
+                    self.n_scored += len(batch) // per_item
+                    yield batch
+
+    def _jobs(self) -> list[range]:
+        """Rows that a process reads at a time. What all processes have ready takes a part of the free memory only, and long videos are cut
+        small enough that every process has some of them."""
+        h, w = self.settings.hw
+        item = self.views.clips * self.views.crops * self.settings.frames * h * w * 3
+        room = CHUNK
+        if self.workers:
+            free = batch_room(free_bytes(torch.device("cpu")))
+            room = min(CHUNK, int(MEMORY_SHARE * free) // (self.workers * self.settings.ahead))
+        share = max(LEAST, -(-self.n_total // (4 * self.workers))) if self.workers > 1 else self.n_total
+        return jobs(self.table, batch=self.batch, most=max(1, min(room // item, share)))
+
+    def _by_batch(self, batch: Batch) -> dict[int, Batch]:
+        """The parts of what a process sent, by the number of the batch that they belong to."""
+        items = batch.labels["item"]
+        assert isinstance(items, Tensor)
+        numbers, counts = (items // self.batch).unique_consecutive(return_counts=True)
+        ends = counts.cumsum(0).tolist()
+        return {n: batch.rows(end - c, end) for n, c, end in zip(numbers.tolist(), counts.tolist(), ends, strict=True)}
+
+
+def joined(parts: Sequence[Batch], *, pin: bool = False) -> Batch:
+    """One batch of evaluation from parts of it, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    streams = [part.stream("video") for part in parts]
+    pixels = [stream.data.permute(0, 2, 3, 4, 1) for stream in streams]  # as they lie in memory
+    data = torch.empty(sum(map(len, pixels)), *pixels[0].shape[1:], dtype=torch.uint8, pin_memory=pin)
+    torch.cat(pixels, out=data)
+    video = Stream(
+        data.permute(0, 4, 1, 2, 3),
+        time=torch.cat([stream.time for stream in streams if stream.time is not None]),
+        crop=torch.cat([stream.crop for stream in streams if stream.crop is not None]),
+    )
+    labels = {name: torch.cat([part.labels[name] for part in parts]) for name in parts[0].labels}  # type: ignore[misc]  # tensors here
+    return Batch({"video": video}, labels, torch.cat([part.sample for part in parts]), tuple(key for part in parts for key in part.key))
 
 
 def windows(table: Table, *, seconds: float, hop: float | None = None, settings: DataSettings) -> Table:

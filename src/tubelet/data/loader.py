@@ -16,6 +16,7 @@ from torch import Tensor
 from tubelet.core import Batch, CounterDraw, Stream
 from tubelet.data.cache import Progress, build_cache
 from tubelet.data.clip import Clips, Look, Plan, TrainDraws, make_clips, to_batch
+from tubelet.data.decode import Mismatch
 from tubelet.data.faults import BadVideos, Fault
 from tubelet.data.files import TimedOut
 from tubelet.data.kept import FrameCache
@@ -25,7 +26,8 @@ from tubelet.data.reader import Decoder, choose_decoder, open_item
 from tubelet.data.settings import DataSettings
 from tubelet.data.supply import Pace, Supply
 from tubelet.data.table import KINDS, Table
-from tubelet.data.workers import auto_workers, killed_after, run_jobs
+from tubelet.data.together import read_together
+from tubelet.data.workers import auto_workers, killed_after, run_jobs, still_moving
 from tubelet.errors import DataError, DecodeError
 
 if TYPE_CHECKING:
@@ -100,6 +102,31 @@ class ItemReader:
             except DecodeError as error:
                 self._broken[row] = str(error)
                 raise
+
+    def together(self, rows: Sequence[int], plan: Plan) -> dict[int, Clips]:
+        """Decoded clips of rows of one file, in one pass. Those that are absent have to be read by :meth:`clips`, which says what is wrong
+        with them. Every item has the time that it has alone. Raises DataError for what is wrong with a whole set."""
+        found: dict[int, Clips] = {}
+        if any(row in self._broken for row in rows):
+            return found
+        s, items = self.settings, [self.table.item(row) for row in rows]
+        try:
+            with (
+                killed_after(2 * s.decode_timeout + 1, rows[0]),
+                open_item(items[0], decoder=self.decoder, timeout=s.decode_timeout, folder_fps=s.folder_fps, store=s.store) as reader,
+            ):
+
+                def reading(i: int) -> None:
+                    reader.deadline.renew()
+                    still_moving(rows[i])
+
+                def done(i: int, clips: Clips) -> None:
+                    found[rows[i]] = clips
+
+                read_together(reader, items, plan, s.hw, reading=reading, done=done)
+        except (DecodeError, Mismatch):
+            pass  # the rest is read item by item
+        return found
 
     def lose(self, row: int, reason: str) -> None:
         """An item that killed the process that read it. See :func:`tubelet.data.workers.run_jobs`."""

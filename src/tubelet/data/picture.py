@@ -32,6 +32,12 @@ class Picture(ABC):
     def shape(self) -> tuple[int, int]:
         """(h, w) as displayed."""
 
+    @property
+    def like_first(self) -> bool:
+        """Whether a reader that began with this frame would give it alike: it is stored in the size of the first frame, and as that one
+        turned."""
+        return True
+
     @abstractmethod
     def rgb(self) -> np.ndarray:
         """(h, w, 3) uint8 RGB."""
@@ -163,6 +169,11 @@ class PlanePicture(Picture):
     def shape(self) -> tuple[int, int]:
         h, w = self._converter.shape
         return (w, h) if self._converter.turn[0] else (h, w)
+
+    @property
+    def like_first(self) -> bool:
+        known = self._converter
+        return (self._frame.height, self._frame.width) == known.shape and orientation(self._frame) == known.turn
 
     def rgb(self) -> np.ndarray:
         swap, up, left = self._converter.turn

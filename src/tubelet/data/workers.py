@@ -200,10 +200,14 @@ def killed_after(seconds: float, row: int) -> Iterator[None]:
         _rows[info.id] = -1
 
 
-def still_moving() -> None:
-    """Inside :func:`killed_after`: its time begins again, for what is slow (a shard that is fetched) does move."""
+def still_moving(row: int | None = None) -> None:
+    """Inside :func:`killed_after`: its time begins again, for what is slow (a shard that is fetched) does move. ``row``: the item that the
+    process works on from now."""
     if _patience:
         signal.setitimer(signal.ITIMER_REAL, _patience)
+        info = get_worker_info()
+        if row is not None and _rows is not None and info is not None:
+            _rows[info.id] = row
 
 
 class _Lists:
