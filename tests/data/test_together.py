@@ -108,9 +108,9 @@ def test_every_frame_is_decoded_once(make_video, tmp_path: Path, monkeypatch):
     decoded = 0
     plain = PyavReader._decode
 
-    def counted(self, packets):
+    def counted(self, *args):
         nonlocal decoded
-        for frame in plain(self, packets):
+        for frame in plain(self, *args):
             decoded += 1
             yield frame
 
@@ -179,8 +179,9 @@ def test_a_window_that_kills_its_process_is_the_only_one_lost(make_video, tmp_pa
     (failure,) = feed.failures
     assert "#000003.000" in failure[0]
     assert "SIGSEGV" in failure[1]
-    assert_same([b for b in got if 3 not in b.labels["item"]], [b for b in want if 3 not in b.labels["item"]])  # type: ignore[operator]
-    assert feed.n_scored == len(table) - 1
+    assert_same(got[:1], want[:1])
+    assert got[1].labels["item"].tolist() == [4, 5]  # type: ignore[union-attr]  # a tensor
+    assert torch.equal(got[1].stream("video").data, want[1].stream("video").data[1:])
 
 
 def test_each_item_has_its_own_time(make_video, tmp_path: Path, monkeypatch):

@@ -1,5 +1,6 @@
 """The public functions, one file a concern. Each command of the command line is a thin face of one of them."""
 
+from tubelet.api.benching import bench_data
 from tubelet.api.checking import check
 from tubelet.api.classifiers import LoadedClassifier, load_classifier
 from tubelet.api.features import embed, knn, probe
@@ -19,6 +20,7 @@ __all__ = [
     "LoadedClassifier",
     "Prepared",
     "Replay",
+    "bench_data",
     "check",
     "embed",
     "evaluate",

@@ -365,6 +365,11 @@ def _says_what_is_unused(context: VideoCodecContext) -> bool:
     return context.name in _MARKED
 
 
+def forget_timelines() -> None:
+    """As in a process that has opened no file yet, or in one that has opened too many to remember them: for measuring."""
+    _scanned.clear()
+
+
 def probe(path: str, *, timeout: float = 30.0) -> VideoInfo:
     """Look at a file's header and first frame. Raises DecodeError."""
     with PyavReader(str(path), timeout=timeout) as reader:

@@ -60,6 +60,11 @@ class TimelineCache:
         self._max, self._frames = max_frames, 0
         self._kept: OrderedDict[tuple[str, int, int, str], Timeline] = OrderedDict()
 
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._kept.clear()
+        self._frames = 0
+
     @staticmethod
     def _identity(path: str, kind: str) -> tuple[str, int, int, str] | None:
         if "://" in path:
