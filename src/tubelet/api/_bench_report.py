@@ -50,8 +50,8 @@ class Need:
 @dataclass(frozen=True)
 class DataBench:
     """What :func:`tubelet.bench_data` found. ``source``: raw, prepared, or mixed. ``clip``: (frames, height, width). ``rates``: of one
-    core. ``sample``: None = no part of the sources was prepared. ``need``: None = not known. ``failures``: (key, reason) of
-    files that could not be read. ``str()`` is the report."""
+    core. ``sample``: None = no part of the sources was prepared. ``need``: None = not known. ``failures``: (key, reason) of files that
+    could not be read. ``str()`` is the report."""
 
     sources: str
     items: int

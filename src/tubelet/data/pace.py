@@ -97,13 +97,13 @@ class Pacer:
         clock = _Clock()
         sample = number * clips + torch.arange(clips)
         plan = TrainDraws(self.settings, CounterDraw(self.seed, sample)).plan(range(clips))
-        began, wall, read = time.process_time(), time.perf_counter(), _bytes_read()
+        began, wall, read = time.process_time(), time.perf_counter(), bytes_read()
         try:
             self._make(row, plan, sample, clock)
         except DecodeError as error:
             self.failures[row] = str(error)
             return None
-        seconds, wall, now = time.process_time() - began, time.perf_counter() - wall, _bytes_read()
+        seconds, wall, now = time.process_time() - began, time.perf_counter() - wall, bytes_read()
         return Visit(row, clips, max(seconds, 1e-6), wall, clock.parts, None if read is None or now is None else now - read)
 
     def _make(self, row: int, plan: Any, sample: Tensor, clock: _Clock) -> None:
@@ -202,7 +202,7 @@ def interleaved(
     return [[Rate.of(kept[p, k]) if kept[p, k] else None for k in clips] for p in range(len(pacers))]
 
 
-def _bytes_read() -> int | None:
+def bytes_read() -> int | None:
     """What this process has asked of files so far, cached or not."""
     try:
         return int(Path("/proc/self/io").read_text(encoding="ascii").split("rchar:")[1].split()[0])
