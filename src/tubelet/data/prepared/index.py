@@ -94,11 +94,12 @@ class Prepared:
         about = read_head(place, head)
         self.shards = shards_of(place, about)
         sizes = index_sizes(place)
-        self.origins, self.pieces, self.packets, self.times = (self._array(file, kind, sizes, timeout) for file, kind in ARRAYS.items())
+        self.origins, self.pieces, self.packets, self.times = (self.array(file, kind, sizes, timeout) for file, kind in ARRAYS.items())
         self.setups = self._setups(sizes, timeout)
         self._check()
 
-    def _array(self, file: str, kind: np.dtype, sizes: Mapping[str, int], timeout: float) -> np.ndarray:
+    def array(self, file: str, kind: np.dtype, sizes: Mapping[str, int], timeout: float) -> np.ndarray:
+        """A file of the index, mapped. ``sizes``: of the index\'s files. Raises DataError."""
         where = f"{self.name}/{INDEX}/{file}"
         source = self.place.file(INDEX, file, sizes[file], self._head, timeout)
         try:
