@@ -26,6 +26,7 @@ CODECS = [
     ("libx264", "mp4", {"bf": "3", "crf": "12"}),
     ("libx264", "mkv", {"x264-params": "open-gop=1:bframes=3:b-adapt=0", "crf": "12"}),
     ("libx265", "mp4", {"x265-params": "open-gop=1:bframes=3:log-level=none", "crf": "12"}),
+    ("libx265", "mkv", {"x265-params": "temporal-layers=3:bframes=7:b-adapt=0:log-level=none", "crf": "12"}),
     ("mpeg4", "avi", {"bf": "2", "qscale": "2"}),
     ("mpeg4", "mp4", {"bf": "2", "qscale": "2"}),
     ("mpeg2video", "ts", {"bf": "2", "qscale": "2"}),
@@ -85,6 +86,43 @@ def test_frames_that_nothing_needs_are_not_decoded(make_video, number, tmp_path:
         assert np.array_equal(pixels, everything[i]), i
     assert len(opened) == 1, "listing the packets and decoding them is one opening"
     assert len(decoded) <= 12, "P-frames up to 24 and the wanted B-frames"
+
+
+def test_long_videos_stay_open_between_visits(make_video, number, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [make_video(tmp_path / f"{i}.mp4", 60, gop=12, shade=40 * i) for i in range(3)]
+    everything = [plain(path) for path in paths]
+    opened: list[str] = []
+    open_again = PyavReader._open
+    monkeypatch.setattr(PyavReader, "_open", lambda self: opened.append(Path(self.path).name) or open_again(self))
+
+    def visit(i: int, index: list[int], timeout: float = 30.0) -> PyavReader:
+        with open_item(Item(str(paths[i]), "video", None, None, "v", -1), timeout=timeout) as video:
+            assert isinstance(video, PyavReader)
+            assert video.deadline.seconds == timeout
+            for k, shown in video.frames(next(video.timelines()), index):
+                assert np.array_equal(shown.rgb(), everything[i][k]), (i, k)
+        return video
+
+    visit(0, [3])
+    visit(0, [3])
+    assert opened == ["0.mp4", "0.mp4"], "a short one is closed"
+    monkeypatch.setattr(reader, "_open_readers", reader.OpenReaders(most=2, frames=60))
+    opened.clear()
+    for i, index in ((0, [50, 58]), (0, [1, 30]), (1, [0, 2, 59]), (0, [0, 59]), (1, [33])):
+        visit(i, index, timeout=20 + i)
+    assert opened == ["0.mp4", "1.mp4"]
+    visit(2, [5])
+    visit(1, [5])
+    visit(0, [5])
+    assert opened == ["0.mp4", "1.mp4", "2.mp4", "0.mp4"], "the least recently used was closed"
+    with pytest.raises(RuntimeError), open_item(Item(str(paths[1]), "video", None, None, "v", -1)):
+        raise RuntimeError
+    visit(1, [5])
+    assert opened[4:] == ["1.mp4"], "a visit that failed leaves nothing open"
+    make_video(tmp_path / "new.mp4", 60, gop=12, shade=200).replace(paths[1])
+    everything[1] = plain(paths[1])
+    visit(1, [5])
+    assert opened[5:] == ["1.mp4"], "a changed file is opened anew"
 
 
 def test_variable_frame_rate_gives_true_times(make_video, number, tmp_path: Path) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from types import TracebackType
-from typing import cast
 
 import av.error
 import numpy as np
@@ -60,7 +59,7 @@ class PyavReader:
         self.deadline = Deadline(path, timeout)
         self._converter: Converter | None = None
         self._watched: WatchedFile | None = None
-        self._first: tuple[object, ...] | None = None
+        self.leave: Callable[[PyavReader], bool] | None = None  # asked at the end of a with block whether it takes care of closing
         self._error: Exception | None = None
         self._open()
 
@@ -105,7 +104,12 @@ class PyavReader:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        if kind is not None or self.leave is None or not self.leave(self):
+            self.close()
+
+    def renew(self, timeout: float) -> None:
+        """Give a reader that was left open the time limit of a new visit."""
+        self.deadline = Deadline(self.path, timeout)
 
     @property
     def fps(self) -> float | None:
@@ -142,11 +146,10 @@ class PyavReader:
     def _scan(self) -> Timeline | None:
         """From the stamps of all packets, without decoding; None where they do not say which frames will be shown and when."""
         pts, keys, codec = [], [], self.stream.codec_context.name
-        vp8, mpeg4 = codec.endswith("vp8"), codec == "mpeg4"
+        vp8, mpeg4, first = codec.endswith("vp8"), codec == "mpeg4", None
         self._rewind()
         for packet in self._packets():
-            if self._first is None:
-                self._first = _mark(packet)
+            first = first or _mark(packet)
             size = packet.size
             hidden = vp8 and size and not bytes(packet)[0] & 16  # VP8 sends frames that are never shown
             if not size or packet.is_discard or hidden:
@@ -162,7 +165,7 @@ class PyavReader:
             return None
         if self._is_avi and len(keys) < len(pts):
             return None
-        return Timeline(stamps * self._base - self._origin, "packets", stamps, np.array(sorted(keys), np.int64))
+        return Timeline(stamps * self._base - self._origin, "packets", stamps, np.array(sorted(keys), np.int64), first)
 
     def _decode_all(self) -> Timeline:
         """By decoding everything: what a damaged file, or one with useless stamps, really holds."""
@@ -222,7 +225,7 @@ class PyavReader:
         assert timeline.pts is not None
         stamps, left = {int(timeline.pts[i]): i for i in run}, len(run)
         key = timeline.key_before(run[0]) if self.can_seek else None
-        packets = self._packets_again() if key is None else self._packets_from(key, timeline.keys)
+        packets = self._packets_again(timeline.first) if key is None else self._packets_from(key, timeline.keys)
         for frame in self._decode(packets, frozenset(stamps)):
             if frame.pts in stamps:
                 yield stamps[frame.pts], frame
@@ -277,20 +280,18 @@ class PyavReader:
         self._rewind()
         return self._decode(self._packets())
 
-    def _packets_again(self) -> Iterator[Packet[VideoStream]]:
+    def _packets_again(self, mark: tuple[int | None, ...] | None) -> Iterator[Packet[VideoStream]]:
         """All packets; by seeking where that leads back to the first one, which spares opening the file a second time."""
-        if self._first is not None and self._error is None and self.can_seek:
-            packets = self._packets_from(cast(int | None, self._first[0]), None)
-            if (first := next(packets, None)) is not None and _mark(first) == self._first:
+        if mark is not None and mark[0] is not None and not self._fresh and self._error is None and self.can_seek:
+            packets = self._packets_from(mark[0], None)
+            if (first := next(packets, None)) is not None and _mark(first) == mark:
                 return chain([first], packets)
         self._rewind()
         return self._packets()
 
-    def _packets_from(self, key: int | None, keys: np.ndarray | None) -> Iterator[Packet[VideoStream]]:
+    def _packets_from(self, key: int, keys: np.ndarray | None) -> Iterator[Packet[VideoStream]]:
         """Packets from a key frame on; none where the seek does not lead to a known key frame."""
         self._fresh = False
-        if key is None:
-            return
         try:
             self.container.seek(key, stream=self.stream, backward=True)
         except av.error.FFmpegError:
@@ -347,8 +348,8 @@ class PyavReader:
         return PlanePicture(frame, self._converter)
 
 
-def _mark(packet: Packet[VideoStream]) -> tuple[object, ...]:
-    """What tells a packet from the others of its file; its stamp comes first."""
+def _mark(packet: Packet[VideoStream]) -> tuple[int | None, ...]:
+    """What tells a packet from the others of its file."""
     return packet.pts, packet.dts, packet.pos, packet.size
 
 
