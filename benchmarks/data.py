@@ -200,7 +200,7 @@ def markdown(found: dict[str, Any]) -> str:
         for contender in first["rates"]:
             cells = [_cell(sizes[size][k]["rates"][contender]) for size, k in columns]
             sizes_read = [sizes[columns[0][0]][k]["bytes"].get(contender) for k in next(iter(sizes.values()))]
-            cells.append(", ".join("" if n is None else f"{n / 1000:,.0f} kB" for n in sizes_read))
+            cells.append(", ".join(f"{n / 1000:,.0f} kB" for n in sizes_read if n is not None))
             lines.append(f"| {contender} | " + " | ".join(cells) + " |")
         lines.append("")
     for name, s in found["scaling"].items():

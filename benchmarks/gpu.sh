@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What to run on a machine with a GPU, most valuable first: tests, speed of a step, then the JHMDB run of docs/results.md.
+# What to run on a machine with a GPU, most valuable first: tests, speed of a step, how data reaches it, then the JHMDB run of
+# docs/results.md.
 #   OUT=folder for the outputs, TUBELET_SHARED=folder with goldens/ and data/
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -11,6 +12,14 @@ for size in small base; do
   python3 benchmarks/step.py --size $size --batch 64 --precision bf16 | tee "$OUT/step-$size.json"
   python3 benchmarks/step.py --size $size --batch 64 --precision bf16 --compile | tee "$OUT/step-$size-compiled.json"
 done
+shared=${TUBELET_SHARED:-../shared}
+python3 benchmarks/cache.py --device cuda | tee "$OUT/cache.json"
+if [ -d "$shared/data/long" ]; then
+  python3 -m tubelet bench data "$shared/data/long" --recipe one-gpu --json "$OUT/pace.json" --overwrite
+  if python3 -c "import transformers" 2>/dev/null; then
+    python3 benchmarks/embed.py "$shared"/data/long/*.mp4 --device cuda --json "$OUT/embed.json"
+  fi
+fi
 jhmdb=${TUBELET_SHARED:-../shared}/data/actions/jhmdb/split.csv
 if [ -f "$jhmdb" ]; then
   python3 -m tubelet pretrain "$jhmdb" --recipe small-data --out "$OUT/jhmdb" --set data.split=train --set data.cache=device \
