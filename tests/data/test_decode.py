@@ -26,7 +26,9 @@ CODECS = [
     ("libx264", "mp4", {"bf": "3", "crf": "12"}),
     ("libx264", "mkv", {"x264-params": "open-gop=1:bframes=3:b-adapt=0", "crf": "12"}),
     ("libx265", "mp4", {"x265-params": "open-gop=1:bframes=3:log-level=none", "crf": "12"}),
+    ("libx265", "mkv", {"x265-params": "temporal-layers=3:bframes=7:b-adapt=0:log-level=none", "crf": "12"}),
     ("mpeg4", "avi", {"bf": "2", "qscale": "2"}),
+    ("mpeg4", "mp4", {"bf": "2", "qscale": "2"}),
     ("mpeg2video", "ts", {"bf": "2", "qscale": "2"}),
     ("libvpx-vp9", "webm", {"lag-in-frames": "10", "crf": "12", "b": "0"}),
 ]
@@ -53,6 +55,8 @@ def test_every_frame_is_the_same_by_seeking_and_by_decoding_on(make_video, numbe
         assert times[0] == pytest.approx(i / 10, abs=2e-3)
     frames, _ = read_frames(str(path), [50, 3, 3, 37])
     assert np.array_equal(frames, everything[[50, 3, 3, 37]])
+    for start in range(4):
+        assert np.array_equal(read_frames(str(path), range(start, 60, 4))[0], everything[start::4]), start
 
 
 def test_far_frames_are_reached_without_decoding_what_lies_between(make_video, tmp_path: Path) -> None:
@@ -61,10 +65,64 @@ def test_far_frames_are_reached_without_decoding_what_lies_between(make_video, t
         timeline = next(video.timelines())
         decoded = []
         original = video._decode
-        video._decode = lambda packets: (decoded.append(f) or f for f in original(packets))  # type: ignore[method-assign]  # counts frames
+        video._decode = lambda *a: (decoded.append(f) or f for f in original(*a))  # type: ignore[method-assign]  # counts frames
         assert [i for i, _ in video.frames(timeline, [5, 105, 195])] == [5, 105, 195]
     assert timeline.kind == "packets"
     assert len(decoded) <= 3 * 10
+
+
+def test_frames_that_nothing_needs_are_not_decoded(make_video, number, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_video(tmp_path / "v.mp4", 60, gop=60, options={"x264-params": "bframes=3:b-adapt=0:b-pyramid=none", "crf": "12"})
+    opened, decoded = [], []
+    open_again, decode_packets = PyavReader._open, PyavReader._decode
+    monkeypatch.setattr(PyavReader, "_open", lambda self: opened.append(self) or open_again(self))
+    monkeypatch.setattr(PyavReader, "_decode", lambda self, *a: (decoded.append(f.pts) or f for f in decode_packets(self, *a)))
+    everything = plain(path)
+    with PyavReader(str(path)) as video:
+        timeline = next(video.timelines())
+        frames = {i: p.rgb() for i, p in video.frames(timeline, [10, 14, 18, 22])}
+    assert list(frames) == [10, 14, 18, 22]
+    for i, pixels in frames.items():
+        assert np.array_equal(pixels, everything[i]), i
+    assert len(opened) == 1, "listing the packets and decoding them is one opening"
+    assert len(decoded) <= 12, "P-frames up to 24 and the wanted B-frames"
+
+
+def test_long_videos_stay_open_between_visits(make_video, number, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [make_video(tmp_path / f"{i}.mp4", 60, gop=12, shade=40 * i) for i in range(3)]
+    everything = [plain(path) for path in paths]
+    opened: list[str] = []
+    open_again = PyavReader._open
+    monkeypatch.setattr(PyavReader, "_open", lambda self: opened.append(Path(self.path).name) or open_again(self))
+
+    def visit(i: int, index: list[int], timeout: float = 30.0) -> PyavReader:
+        with open_item(Item(str(paths[i]), "video", None, None, "v", -1), timeout=timeout) as video:
+            assert isinstance(video, PyavReader)
+            assert video.deadline.seconds == timeout
+            for k, shown in video.frames(next(video.timelines()), index):
+                assert np.array_equal(shown.rgb(), everything[i][k]), (i, k)
+        return video
+
+    visit(0, [3])
+    visit(0, [3])
+    assert opened == ["0.mp4", "0.mp4"], "a short one is closed"
+    monkeypatch.setattr(reader, "_open_readers", reader.OpenReaders(most=2, frames=60))
+    opened.clear()
+    for i, index in ((0, [50, 58]), (0, [1, 30]), (1, [0, 2, 59]), (0, [0, 59]), (1, [33])):
+        visit(i, index, timeout=20 + i)
+    assert opened == ["0.mp4", "1.mp4"]
+    visit(2, [5])
+    visit(1, [5])
+    visit(0, [5])
+    assert opened == ["0.mp4", "1.mp4", "2.mp4", "0.mp4"], "the least recently used was closed"
+    with pytest.raises(RuntimeError), open_item(Item(str(paths[1]), "video", None, None, "v", -1)):
+        raise RuntimeError
+    visit(1, [5])
+    assert opened[4:] == ["1.mp4"], "a visit that failed leaves nothing open"
+    make_video(tmp_path / "new.mp4", 60, gop=12, shade=200).replace(paths[1])
+    everything[1] = plain(paths[1])
+    visit(1, [5])
+    assert opened[5:] == ["1.mp4"], "a changed file is opened anew"
 
 
 def test_variable_frame_rate_gives_true_times(make_video, number, tmp_path: Path) -> None:
@@ -304,6 +362,8 @@ def check_clip(path: Path, frames: int) -> None:
     for _ in range(3):
         index = sorted({int(i) for i in rng.integers(frames, size=3)} | {frames - 1})
         assert np.array_equal(read_frames(str(path), index)[0], everything[index]), index
+    for start in {0, min(frames - 1, 3)}:  # frames that nothing needs are left out between them
+        assert np.array_equal(read_frames(str(path), range(start, frames, 4))[0], everything[start::4]), start
 
 
 def manifest_rows(shared: Callable[[str], Path], prefix: str) -> dict[str, int]:

@@ -91,3 +91,11 @@ def test_mistakes(numbered_set: Path) -> None:
         EvalFeed(table.select([]), BASE)
     with pytest.raises(DataError, match="at least 1 item"):
         EvalFeed(table, BASE, batch=0)
+
+
+def test_the_seconds_that_were_seen(make_video, tmp_path):
+    """Of a whole video: from the first to the last frame that its views show."""
+    make_video(tmp_path / "a.mp4", 40)
+    feed = EvalFeed(open_table(tmp_path / "a.mp4"), DataSettings(frames=4, stride=2, size=32, workers=0), views=Views(clips=2))
+    assert len(list(feed)) == 1
+    assert feed.seen == {0: pytest.approx((0.0, 3.8))}

@@ -41,6 +41,7 @@ class Feed:
     def __init__(self, items: int, *, bad: Sequence[int] = (), per: int = 2) -> None:
         self.n_total, self.bad, self.per = items, bad, per
         self.failures: list[tuple[str, str]] = []
+        self.seen: dict[int, tuple[float, float]] = {}
 
     def __iter__(self) -> Iterator[Batch]:
         for start in range(0, self.n_total, self.per):

@@ -114,7 +114,7 @@ class Cuts:
         self._shape = self._source = (0, 0)
 
     def take(self, index: int, picture: Picture, cut: Callable[[Box], Tensor] | None = None) -> None:
-        """A frame, for all clips that show it. ``cut``: how to cut it, None = :meth:`Picture.cut`."""
+        """A frame, for all clips that show it. ``cut``: how to cut it, None = :meth:`Picture.part`."""
         if not self._boxes:
             self._shape = picture.shape
             self._source = source_size(self._reader, self._shape)
@@ -127,18 +127,27 @@ class Cuts:
             at = np.flatnonzero(window == index)
             for box in wanted:
                 if len(at):
-                    image = picture.cut(box, self._out) if cut is None else cut(box)
+                    image = picture.part(box, self._out) if cut is None else cut(box)
                     for t in at:
                         self._cuts[clip][t] = image
                 clip += 1
 
     def clips(self, times: np.ndarray) -> Clips:
         """All of them, once every frame was taken. ``times`` (n,): seconds of the frames that the windows count."""
-        data = torch.stack([torch.stack(frames) for frames in self._cuts])
+        parts = [_resized(frames, self._out) for frames in self._cuts]
+        data = parts[0][None] if len(parts) == 1 else torch.stack(parts)
         repeat = [len(bs) for bs in self._boxes]
         time = np.repeat(np.stack([times[w] for w in self._windows]), repeat, axis=0).astype(np.float32)
         crop = np.stack([transform.affine(b, self._out, self._source, self._shape) for bs in self._boxes for b in bs])
         return Clips(data, torch.from_numpy(time), torch.from_numpy(crop))
+
+
+def _resized(frames: list[Tensor], out: tuple[int, int]) -> Tensor:
+    """(T, *out, 3): frames of a clip, those that have another size resized; all at once where all have the same."""
+    shapes = {(int(f.shape[0]), int(f.shape[1])) for f in frames}
+    if len(shapes) == 1:
+        return transform.cut(torch.stack(frames), Box(0, 0, *shapes.pop()), out)
+    return torch.stack([transform.cut(f[None], Box(0, 0, int(f.shape[0]), int(f.shape[1])), out)[0] for f in frames])
 
 
 def make_clips(reader: Reader, item: Item, plan: Plan, out: tuple[int, int]) -> Clips:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from types import TracebackType
-from typing import Any, cast
 
 import av.error
 import numpy as np
-from av.stream import Disposition
+from av.packet import Packet
+from av.stream import Discard, Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -21,6 +22,7 @@ from tubelet.errors import DecodeError
 
 SCAN_LIMIT = 256 * 2**20  # bytes: larger files are not read to their end only to list their frames
 _SEEKABLE = {"mov", "matroska"}  # containers whose index leads to key frames
+_MARKED = {"h264", "mpeg1video", "mpeg2video", "mpeg4", "vp8"}  # codecs whose frames say whether others refer to them
 _scanned = TimelineCache()
 
 
@@ -57,6 +59,7 @@ class PyavReader:
         self.deadline = Deadline(path, timeout)
         self._converter: Converter | None = None
         self._watched: WatchedFile | None = None
+        self.leave: Callable[[PyavReader], bool] | None = None  # asked at the end of a with block whether it takes care of closing
         self._error: Exception | None = None
         self._open()
 
@@ -70,6 +73,10 @@ class PyavReader:
         self._fresh = True
         if self.vectors:
             self.stream.codec_context.options = {"flags2": "+export_mvs"}
+        if self.can_seek:  # what other streams hold is not even read there
+            for other in self.container.streams:
+                if other.index != self.stream.index:
+                    other.discard = Discard.all
         self.stream.codec_context.thread_count = 1  # workers are processes; threads would only fight for the same cores
         origin = self.container.start_time
         self._base = float(self.stream.time_base) if self.stream.time_base else 0.0
@@ -97,7 +104,12 @@ class PyavReader:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        if kind is not None or self.leave is None or not self.leave(self):
+            self.close()
+
+    def renew(self, timeout: float) -> None:
+        """Give a reader that was left open the time limit of a new visit."""
+        self.deadline = Deadline(self.path, timeout)
 
     @property
     def fps(self) -> float | None:
@@ -134,22 +146,26 @@ class PyavReader:
     def _scan(self) -> Timeline | None:
         """From the stamps of all packets, without decoding; None where they do not say which frames will be shown and when."""
         pts, keys, codec = [], [], self.stream.codec_context.name
+        vp8, mpeg4, first = codec.endswith("vp8"), codec == "mpeg4", None
         self._rewind()
         for packet in self._packets():
-            hidden = codec.endswith("vp8") and packet.size and not bytes(packet)[0] & 16  # VP8 sends frames that are never shown
-            if not packet.size or packet.is_discard or hidden:
+            first = first or _mark(packet)
+            size = packet.size
+            hidden = vp8 and size and not bytes(packet)[0] & 16  # VP8 sends frames that are never shown
+            if not size or packet.is_discard or hidden:
                 continue
-            if packet.pts is None or (codec == "mpeg4" and packet.size <= 16):  # too short for a picture: "the same again", no frame
+            stamp = packet.pts
+            if stamp is None or (mpeg4 and size <= 16):  # too short for a picture: "the same again", no frame
                 return None
-            pts.append(packet.pts)
+            pts.append(stamp)
             if packet.is_keyframe:
-                keys.append(packet.pts)
+                keys.append(stamp)
         stamps = np.array(sorted(pts), np.int64)
         if not len(stamps) or not keys or (np.diff(stamps) <= 0).any():
             return None
         if self._is_avi and len(keys) < len(pts):
             return None
-        return Timeline(stamps * self._base - self._origin, "packets", stamps, np.array(sorted(keys), np.int64))
+        return Timeline(stamps * self._base - self._origin, "packets", stamps, np.array(sorted(keys), np.int64), first)
 
     def _decode_all(self) -> Timeline:
         """By decoding everything: what a damaged file, or one with useless stamps, really holds."""
@@ -181,15 +197,53 @@ class PyavReader:
             yield found
 
     def _by_stamp(self, timeline: Timeline, wanted: list[int]) -> Iterator[tuple[int, VideoFrame]]:
+        """What packets promise is decoded run by run, and only as far as the wanted frames need it; should one be missing or damaged, they
+        and all others are searched for in what decoding everything gives."""
+        done = 0
+        for run in self._runs(timeline, wanted) if timeline.kind == "packets" else ():
+            end = done + len(run)
+            for i, frame in self._run(timeline, run):
+                if i != wanted[done] or frame.is_corrupt:
+                    break
+                yield i, frame
+                done += 1
+            if done < end:
+                break
+        if done < len(wanted):
+            yield from self._search(timeline, wanted[done:])
+
+    def _runs(self, timeline: Timeline, wanted: list[int]) -> Iterator[list[int]]:
+        """The wanted frames, parted where seeking saves decoding."""
+        start = 0
+        for at in range(1, len(wanted) + 1):
+            if at == len(wanted) or (self.can_seek and timeline.skips(wanted[at - 1], wanted[at])):
+                yield wanted[start:at]
+                start = at
+
+    def _run(self, timeline: Timeline, run: list[int]) -> Iterator[tuple[int, VideoFrame]]:
+        """Those frames of a run that come out, decoded from the key frame before it to its end."""
+        assert timeline.pts is not None
+        stamps, left = {int(timeline.pts[i]): i for i in run}, len(run)
+        key = timeline.key_before(run[0]) if self.can_seek else None
+        packets = self._packets_again(timeline.first) if key is None else self._packets_from(key, timeline.keys)
+        for frame in self._decode(packets, frozenset(stamps)):
+            if frame.pts in stamps:
+                yield stamps[frame.pts], frame
+                left -= 1
+                if not left:
+                    break
+
+    def _search(self, timeline: Timeline, wanted: list[int]) -> Iterator[tuple[int, VideoFrame]]:
+        """The wanted frames among all that are decoded, from the start on; with an estimated timeline from a key frame on at first."""
         assert timeline.pts is not None
         pts, tolerance = timeline.pts, timeline.tolerance
-        careful = not self.can_seek
+        careful = timeline.kind != "estimate" or not self.can_seek
         frames, frame, here, at = None, None, 0, 0
         while at < len(wanted):
             want = pts[wanted[at]]
             if frames is None or (not careful and timeline.skips(here, wanted[at])):
                 key = None if careful else timeline.key_before(wanted[at])
-                frames = self._from_start() if key is None else self._from_key(key, timeline.keys)
+                frames = self._from_start() if key is None else self._decode(self._packets_from(key, timeline.keys))
                 frame, here = None, wanted[at]  # as far as further seeking goes, we are there
             if frame is None or frame.pts is None or frame.pts < want - tolerance:
                 landed = frame is None
@@ -226,8 +280,17 @@ class PyavReader:
         self._rewind()
         return self._decode(self._packets())
 
-    def _from_key(self, key: int, keys: np.ndarray | None) -> Iterator[VideoFrame]:
-        """Frames from a key frame on; none where the seek does not lead to a known key frame."""
+    def _packets_again(self, mark: tuple[int | None, ...] | None) -> Iterator[Packet[VideoStream]]:
+        """All packets; by seeking where that leads back to the first one, which spares opening the file a second time."""
+        if mark is not None and mark[0] is not None and not self._fresh and self._error is None and self.can_seek:
+            packets = self._packets_from(mark[0], None)
+            if (first := next(packets, None)) is not None and _mark(first) == mark:
+                return chain([first], packets)
+        self._rewind()
+        return self._packets()
+
+    def _packets_from(self, key: int, keys: np.ndarray | None) -> Iterator[Packet[VideoStream]]:
+        """Packets from a key frame on; none where the seek does not lead to a known key frame."""
         self._fresh = False
         try:
             self.container.seek(key, stream=self.stream, backward=True)
@@ -236,9 +299,10 @@ class PyavReader:
         packets = self._packets()
         first = next(packets, None)
         if first is not None and first.is_keyframe and (keys is None or first.pts in keys):
-            yield from self._decode(chain([first], packets))
+            yield first
+            yield from packets
 
-    def _packets(self) -> Iterator[Any]:
+    def _packets(self) -> Iterator[Packet[VideoStream]]:
         """Packets until the end or the first error, which is kept for the message. Raises DecodeError where reading itself fails."""
         self._error = None
         try:
@@ -252,16 +316,22 @@ class PyavReader:
         if self._watched is not None:
             self._watched.check()
 
-    def _decode(self, packets: Iterator[Any]) -> Iterator[VideoFrame]:
-        """Frames until the end or the first error; what comes after an error cannot be told apart from damage."""
-        for packet in packets:
-            try:
-                frames = packet.decode()
-            except av.error.FFmpegError as error:
-                self._error = error
-                return
-            for frame in frames:
-                yield cast(VideoFrame, frame)
+    def _decode(self, packets: Iterator[Packet[VideoStream]], wanted: frozenset[int] | None = None) -> Iterator[VideoFrame]:
+        """Frames until the end or the first error; what comes after an error cannot be told apart from damage.
+
+        ``wanted``: stamps of the frames that matter; others come only if they had to be decoded.
+        """
+        context = self.stream.codec_context
+        context.skip_frame, skipping = "DEFAULT", False
+        kept = wanted if _says_what_is_unused(context) else None
+        try:
+            for packet in packets:
+                if kept is not None and skipping == (packet.pts in kept):
+                    skipping = not skipping
+                    context.skip_frame = "NONREF" if skipping else "DEFAULT"
+                yield from packet.decode()
+        except av.error.FFmpegError as error:
+            self._error = error
 
     @property
     def _last_error(self) -> str:
@@ -276,6 +346,24 @@ class PyavReader:
         if self._converter is None:
             self._converter = Converter(frame, lambda error: explain(self.path, error, b"", self.deadline))
         return PlanePicture(frame, self._converter)
+
+
+def _mark(packet: Packet[VideoStream]) -> tuple[int | None, ...]:
+    """What tells a packet from the others of its file."""
+    return packet.pts, packet.dts, packet.pos, packet.size
+
+
+def _says_what_is_unused(context: VideoCodecContext) -> bool:
+    """Whether frames of this codec say truly that no other frame refers to them, and FFmpeg's decoder skips them by that.
+
+    Not with two fields, which may be two packets, and not with HEVC's temporal layers, where it is said of the frame's own layer only.
+    """
+    if context.field_order > 1:
+        return False
+    if context.name == "hevc":
+        record = context.extradata or b""  # HEVCDecoderConfigurationRecord: bits 2-4 of byte 21 count the layers
+        return len(record) > 22 and record[0] == 1 and record[21] >> 3 & 7 == 1
+    return context.name in _MARKED
 
 
 def forget_timelines() -> None:

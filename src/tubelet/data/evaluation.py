@@ -96,6 +96,7 @@ class EvalFeed:
         self.decoder: Decoder = choose_decoder(settings.decoder)
         self.failures: list[tuple[str, str]] = []
         self.n_scored = 0
+        self.seen: dict[int, tuple[float, float]] = {}  # row -> seconds of the first and the last frame that its views show
 
     @property
     def n_total(self) -> int:
@@ -107,7 +108,7 @@ class EvalFeed:
         return -(-self.n_total // self.batch)
 
     def __iter__(self) -> Iterator[Batch]:
-        self.failures, self.n_scored = [], 0
+        self.failures, self.n_scored, self.seen = [], 0, {}
         maker = ViewMaker(ItemReader(self.table, self.settings, self.decoder), self.views)
         schedule, per_item = self._jobs(), self.views.clips * self.views.crops
         remote, pin = any("://" in path for path in self.table.paths), self.device.type == "cuda"
@@ -124,7 +125,16 @@ class EvalFeed:
                     batch = joined(parts, pin=pin)
                     parts = []
                     self.n_scored += len(batch) // per_item
+                    self._note(batch)
                     yield batch
+
+    def _note(self, batch: Batch) -> None:
+        items, time = batch.labels["item"], batch.stream("video").time
+        assert isinstance(items, Tensor)
+        if time is not None:
+            for row, first, last in zip(items.tolist(), time.amin(1).tolist(), time.amax(1).tolist(), strict=True):
+                before = self.seen.get(row, (first, last))
+                self.seen[row] = (min(before[0], first), max(before[1], last))
 
     def _jobs(self) -> list[range]:
         """Rows that a process reads at a time. What all processes have ready takes a part of the free memory only, and long videos are cut

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -58,11 +60,57 @@ def open_item(
         return PreparedReader(item.path, key=item.key, timeout=timeout, store=store)
     if item.kind != "video":
         return StillReader(item.path, folder=item.kind == "frames", fps=folder_fps, timeout=timeout)
+    kind = PyavReader
     if decoder == "torchcodec":
         from tubelet.data.torchcodec_reader import TorchcodecReader
 
-        return TorchcodecReader(item.path, timeout=timeout)
-    return PyavReader(item.path, timeout=timeout)
+        kind = TorchcodecReader
+    return _open_readers.take(item.path, kind, timeout)
+
+
+class OpenReaders:
+    """Long videos left open between visits, the least recently used closed first: opening one of an hour takes longer than decoding a clip
+    of it (20 against 16 ms), one of a minute 1 ms. A file that was changed since is opened anew, and so is one opened before a fork.
+    Videos of fewer than ``frames`` frames or more than ``pixels`` pixels (their decoders hold much memory) are closed."""
+
+    def __init__(self, *, most: int = 4, frames: int = 10_000, pixels: int = 1920 * 1088) -> None:
+        self._most, self._frames, self._pixels = most, frames, pixels
+        self._idle: OrderedDict[tuple[object, ...], PyavReader] = OrderedDict()
+
+    def take(self, path: str, kind: type[PyavReader], timeout: float) -> PyavReader:
+        """A reader that comes back here when its visit ended well. Raises DecodeError."""
+        key = self._identity(path, kind)
+        reader = self._idle.pop(key, None) if key is not None else None
+        if reader is None:
+            reader = kind(path, timeout=timeout)
+            if key is not None:
+                reader.leave = lambda reader: self._keep(key, reader)
+        else:
+            reader.renew(timeout)
+        return reader
+
+    @staticmethod
+    def _identity(path: str, kind: type[PyavReader]) -> tuple[object, ...] | None:
+        """None: not a local file, or none that can be opened."""
+        if "://" in path:
+            return None
+        try:
+            info = os.stat(path)
+        except OSError:
+            return None
+        return path, info.st_ino, info.st_size, info.st_mtime_ns, kind, os.getpid()
+
+    def _keep(self, key: tuple[object, ...], reader: PyavReader) -> bool:
+        stream = reader.stream
+        if not reader.can_seek or stream.frames < self._frames or stream.width * stream.height > self._pixels or key in self._idle:
+            return False
+        self._idle[key] = reader
+        if len(self._idle) > self._most:
+            self._idle.popitem(last=False)[1].close()
+        return True
+
+
+_open_readers = OpenReaders()
 
 
 def source_size(reader: Reader, shape: tuple[int, int]) -> tuple[int, int]:

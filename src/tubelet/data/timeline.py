@@ -17,12 +17,14 @@ class Timeline:
     ``times`` (n,) float64: seconds on the container's clock, 0 = where players start. ``kind``: ``packets``: read from every packet;
     ``decoded``: found by decoding everything; ``estimate``: a regular grid from the header (files too large to scan).
     ``pts`` (n,) int64 in the stream's time base, None where the file's stamps cannot be trusted. ``keys``: pts of key frames, sorted.
+    ``first``: pts, dts, place and size of the file's first packet, by which it is known again.
     """
 
     times: np.ndarray
     kind: Literal["packets", "decoded", "estimate"]
     pts: np.ndarray | None = None
     keys: np.ndarray | None = None
+    first: tuple[int | None, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.times)

@@ -33,8 +33,9 @@ ENDINGS = (".npz", ".parquet")
 class Embeddings:
     """Vectors with what they are of, in the table's order; items that could not be read are in ``failures`` and have no row.
 
-    ``start``, ``end`` (n,) float64: seconds in the source, NaN = unknown. ``vectors`` (n, D) float32. ``labels`` (n,) int64 into
-    ``classes``, -1 = none. ``failures``: (key, reason). ``n_total``: items that were asked for. ``pool``: how tokens became a vector.
+    ``start``, ``end`` (n,) float64: seconds in the source, of the segment, else of the first and the last frame shown; NaN = unknown.
+    ``vectors`` (n, D) float32. ``labels`` (n,) int64 into ``classes``, -1 = none. ``failures``: (key, reason). ``n_total``: items that
+    were asked for. ``pool``: how tokens became a vector.
     """
 
     keys: tuple[str, ...]
@@ -182,13 +183,16 @@ def collect(found: Mapping[int, np.ndarray], table: Table, feed: EvalFeed, pool:
     rows = sorted(found)
     items = [table.item(row) for row in rows]
 
-    def seconds(values: Sequence[float | None]) -> np.ndarray:
-        return np.array([np.nan if v is None else v for v in values], np.float64)
+    unknown = (np.nan, np.nan)
+    seen = [feed.seen.get(row, unknown) for row in rows]
+
+    def seconds(values: Sequence[float | None], side: int) -> np.ndarray:
+        return np.array([s[side] if v is None else v for v, s in zip(values, seen, strict=True)], np.float64)
 
     return Embeddings(
         keys=tuple(i.key for i in items),
-        start=seconds([i.start for i in items]),
-        end=seconds([i.end for i in items]),
+        start=seconds([i.start for i in items], 0),
+        end=seconds([i.end for i in items], 1),
         vectors=np.stack([found[row] for row in rows]).astype(np.float32),
         labels=np.array([i.label for i in items], np.int64),
         classes=tuple(table.classes),

@@ -25,6 +25,7 @@ from tubelet.data.prepared import on_ray
 from tubelet.data.prepared.motion import BLOCK, UNIT
 from tubelet.data.prepared.plan import cut_pieces
 from tubelet.data.prepared.reader import PreparedReader
+from tubelet.data.prepared.side import read_side
 from tubelet.data.settings import DataSettings
 from tubelet.data.source import open_table
 from tubelet.errors import ConfigError, DataError
@@ -150,8 +151,31 @@ def test_motion_vectors_follow_what_moves(tmp_path: Path) -> None:
         found = np.load(io.BytesIO(archive.extractfile(name).read()))  # type: ignore[union-attr]
     assert found["motion"].shape == (8, 48 // BLOCK, 64 // BLOCK, 2)
     assert found["ok"].tolist() == [False] + [True] * 7
+    (read,) = read_side(open_table(tmp_path / "out").paths[0], "motion")
+    assert read is not None
+    assert (read["motion"] == found["motion"]).all()
+    with pytest.raises(DataError, match="holds no side data 'depth'; it has motion"):
+        read_side(open_table(tmp_path / "out").paths[0], "depth")
     middle = np.median(found["motion"][1:].astype(float) / UNIT, axis=(0, 1, 2))
     assert middle.tolist() == pytest.approx([2.0, -1.0], abs=0.2), "in pixels of the prepared picture, half the source's"
+
+
+def test_maps_of_a_manifest_come_along(make_video: Callable[..., Path], tmp_path: Path) -> None:
+    for name in "ab":
+        make_video(tmp_path / f"{name}.mp4", 25)
+    np.save(tmp_path / "a.npy", np.arange(6.0).reshape(2, 3))
+    (tmp_path / "m.csv").write_text("path,guide\na.mp4,a.npy\nb.mp4,nowhere.npy\n")
+    made = tubelet.prepare(tmp_path / "m.csv", tmp_path / "out", settings=[*SMALL, "maps=[guide]"], workers=1).made
+    assert made is not None
+    assert made.partial[0][0] == "b.mp4"
+    assert "guide: " in made.partial[0][1]
+    first, *others = read_side(open_table(tmp_path / "out").paths[0], "guide")
+    assert first is not None
+    assert first["data"].tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
+    assert others
+    assert not any(others)
+    with pytest.raises(DataError, match="maps: the videos have no column 'depth'; there are guide"):
+        tubelet.prepare(tmp_path / "m.csv", tmp_path / "other", settings=["maps=[depth]"], workers=1)
 
 
 def test_parts_make_the_same_set_and_missing_ones_are_named(numbered_set: Path, made: Path, tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def test_the_folder_stays_within_its_limit_and_open_shards_stay_readable(out: Pa
     first = PreparedReader(f"noted://{out}#0", store=keep)
     frames = first.frames(next(first.timelines()), range(24))
     next(frames)
-    held = first.set.shard(0)
+    held = first.set.shard(0, 20)
     for _ in range(2):
         for i in range(6):
             assert read_origin(f"noted://{out}", i, keep) == 24
@@ -268,9 +268,8 @@ def test_a_source_that_stalls_is_given_up(out: Path, tmp_path: Path, log, monkey
     monkeypatch.setattr(store, "ATTEMPTS", 1)
     monkeypatch.setenv("TUBELET_TEST_PAUSE", "30")
     begin = time.monotonic()
-    PreparedReader(f"noted://{out}#3", store=keep).set.place.timeout = 0.5
     with pytest.raises(TimedOut, match=r"0004-00000\.tar: not done after 0\.5 s"):
-        read_origin(f"noted://{out}", 3, keep)
+        read_origin(f"noted://{out}", 3, keep, timeout=0.5)
     assert time.monotonic() - begin < 5
 
 

@@ -66,10 +66,12 @@ def embed(
     out: Annotated[str, option("File to write: .npz, or .parquet (needs pyarrow).", "--out", panel=OUTPUT, metavar="FILE")],
     pool: Pool = "mean",
     seconds: Annotated[
-        float | None, option("Cut every video into windows of this length, one row each.", "--seconds", panel=FEATURES, metavar="S")
+        float | None,
+        option("Cut every video into windows of this length, one row each.", "--seconds", panel=FEATURES, min=0.001, metavar="S"),
     ] = None,
     hop: Annotated[
-        float | None, option("Seconds from one window to the next; default: no gap, no overlap.", "--hop", panel=FEATURES, metavar="S")
+        float | None,
+        option("Seconds from one window to the next; default: no gap, no overlap.", "--hop", panel=FEATURES, min=0.001, metavar="S"),
     ] = None,
     batch: Batch = 8,
     device: Device = "auto",

@@ -24,11 +24,13 @@ STREAMS = 4  # shards that are fetched ahead at a time
 @dataclass(frozen=True)
 class Grouping:
     """``shards`` (n,) int64: the shard that each item of a table begins in, numbered over all its sets, the same wherever these lie.
-    ``owners``: the set and the number in it of each of those numbers. ``store``: where fetched ones are kept."""
+    ``owners``: the set and the number in it of each of those numbers. ``store``: where fetched ones are kept.
+    ``timeout``: seconds in which something must arrive."""
 
     shards: np.ndarray
     owners: Sequence[tuple[Prepared, int]]
     store: Store
+    timeout: float
 
     @classmethod
     def of(cls, table: Table, *, store: Store, timeout: float) -> Grouping:
@@ -44,7 +46,7 @@ class Grouping:
             origins = np.array([places[row][1] for row in members], np.int64)
             shards[members] = len(owners) + opened.first_shards(origins, table.spans[members, 0])
             owners += [(opened, number) for number in range(len(opened.shards))]
-        return cls(shards, owners, store)
+        return cls(shards, owners, store, timeout)
 
     def ahead(self, order: Order, schedule: Iterable[Sequence[int]]) -> Iterator[Sequence[int]]:
         """The schedule, while the shards of a window are fetched from the time on when the one before it begins. Only a help: what fails
@@ -87,6 +89,6 @@ class Grouping:
             owner, number = self.owners[shard]
             try:
                 if owner.place.remote:
-                    os.close(owner.fetched(number))
+                    os.close(owner.fetched(number, self.timeout))
             except DataError:
                 continue  # told by the process that needs it

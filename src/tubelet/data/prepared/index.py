@@ -36,8 +36,8 @@ class Shard:
 class Home:
     """Where a prepared set is: a folder, or a URL whose files are fetched into a store before they are used."""
 
-    def __init__(self, name: str, *, store: Store | None = None, timeout: float = 30.0) -> None:
-        self.name, self.store, self.timeout = name.rstrip("/") if "://" in name else name, store or Store(), timeout
+    def __init__(self, name: str, *, store: Store | None = None) -> None:
+        self.name, self.store = name.rstrip("/") if "://" in name else name, store or Store()
         self.remote = "://" in name
 
     @cached_property
@@ -66,6 +66,7 @@ class Home:
                 with os.scandir(Path(self.name, folder)) as entries:
                     return {e.name: e.stat().st_size for e in entries if e.is_file()}
             fs, root = self._fs
+            fs.invalidate_cache(f"{root}/{folder}")  # what was listed before may have been written since
             found = fs.ls(f"{root}/{folder}", detail=True)
             return {f["name"].rstrip("/").rsplit("/", 1)[-1]: int(f["size"] or 0) for f in found if f["type"] == "file"}
         except (FileNotFoundError, NotADirectoryError):
@@ -73,12 +74,12 @@ class Home:
         except (OSError, ValueError, ImportError) as error:
             raise DataError(f"{self.name}/{folder}: cannot be listed: {getattr(error, 'strerror', None) or error}") from None
 
-    def file(self, folder: str, name: str, size: int, head: bytes) -> int | str:
+    def file(self, folder: str, name: str, size: int, head: bytes, timeout: float) -> int | str:
         """The local path of a file of the set, or a descriptor of the fetched copy. Raises DataError."""
         if not self.remote:
             return os.path.join(self.name, folder, name)
         path = self.store.place(self.name, head) / folder / name
-        return self.store.open(f"{self.name}/{folder}/{name}", path, size, self.timeout)
+        return self.store.open(f"{self.name}/{folder}/{name}", path, size, timeout)
 
 
 class Prepared:
@@ -88,18 +89,19 @@ class Prepared:
     Raises DataError where the set is unfinished, of another version, or inconsistent.
     """
 
-    def __init__(self, place: Home, head: bytes) -> None:
+    def __init__(self, place: Home, head: bytes, timeout: float) -> None:
         self.place, self.name, self._head = place, place.name, head
         about = read_head(place, head)
         self.shards = shards_of(place, about)
         sizes = index_sizes(place)
-        self.origins, self.pieces, self.packets, self.times = (self._array(file, kind, sizes) for file, kind in ARRAYS.items())
-        self.setups = self._setups(sizes)
+        self.origins, self.pieces, self.packets, self.times = (self.array(file, kind, sizes, timeout) for file, kind in ARRAYS.items())
+        self.setups = self._setups(sizes, timeout)
         self._check()
 
-    def _array(self, file: str, kind: np.dtype, sizes: Mapping[str, int]) -> np.ndarray:
+    def array(self, file: str, kind: np.dtype, sizes: Mapping[str, int], timeout: float) -> np.ndarray:
+        """A file of the index, mapped. ``sizes``: of the index\'s files. Raises DataError."""
         where = f"{self.name}/{INDEX}/{file}"
-        source = self.place.file(INDEX, file, sizes[file], self._head)
+        source = self.place.file(INDEX, file, sizes[file], self._head, timeout)
         try:
             if isinstance(source, int):
                 with os.fdopen(source, "rb") as opened:
@@ -113,8 +115,8 @@ class Prepared:
             raise DataError(f"{where}: holds {array.dtype} {array.shape}, not what this version of Tubelet writes; {_remedy(self.name)}")
         return array
 
-    def _setups(self, sizes: Mapping[str, int]) -> list[bytes]:
-        source = self.place.file(INDEX, SETUPS, sizes[SETUPS], self._head)
+    def _setups(self, sizes: Mapping[str, int], timeout: float) -> list[bytes]:
+        source = self.place.file(INDEX, SETUPS, sizes[SETUPS], self._head, timeout)
         try:
             with os.fdopen(source, "rb") if isinstance(source, int) else open(source, "rb") as opened:
                 return [base64.b64decode(text, validate=True) for text in json.loads(opened.read())]
@@ -149,15 +151,16 @@ class Prepared:
             rows[i] += max(0, int(np.searchsorted(begins, starts[i] + 1e-6, side="right")) - 1)
         return self.pieces["shard"][rows].astype(np.int64)
 
-    def shard(self, number: int) -> Handle:
-        """An open shard. Raises DecodeError where it cannot be read or is shorter than it was."""
+    def shard(self, number: int, timeout: float) -> Handle:
+        """An open shard. ``timeout``: seconds in which something must arrive while it is fetched. Raises DecodeError where it cannot be
+        read."""
         shard = self.shards[number]
         source = f"{self.name}/{SHARDS}/{shard.name}"
 
         def make() -> Handle:
             try:
                 if self.place.remote:
-                    return Handle(self.fetched(number), kept=True)
+                    return Handle(self.fetched(number, timeout), kept=True)
                 return Handle(os.open(os.path.join(self.name, SHARDS, shard.name), os.O_RDONLY), kept=False)
             except OSError as error:
                 reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
@@ -165,10 +168,10 @@ class Prepared:
 
         return shards.get((self.name, self._head, number), make)
 
-    def fetched(self, number: int) -> int:
+    def fetched(self, number: int, timeout: float) -> int:
         """A descriptor of a shard of a set behind a URL, fetched where it is not kept. Raises DataError."""
         shard = self.shards[number]
-        found = self.place.file(SHARDS, shard.name, shard.bytes, self._head)
+        found = self.place.file(SHARDS, shard.name, shard.bytes, self._head, timeout)
         assert isinstance(found, int), "the set is in a folder"
         return found
 
@@ -250,12 +253,12 @@ _open: OrderedDict[tuple[str, Store], tuple[Any, Prepared]] = OrderedDict()
 
 def open_prepared(name: str, *, store: Store | None = None, timeout: float = 30.0) -> Prepared:
     """The set at a folder or URL, opened once in a process for as long as its head stays the same. Raises DataError."""
-    place = Home(name, store=store, timeout=timeout)
+    place = Home(name, store=store)
     key, stamp = (place.name, place.store), None if place.remote else _stamp(place)
     found = _open.get(key)
     if found is not None and found[0] == stamp:
         return found[1]
-    opened = Prepared(place, place.text(HEAD))
+    opened = Prepared(place, place.text(HEAD), timeout)
     _open[key] = (stamp, opened)
     while len(_open) > _KEEP:
         _open.popitem(last=False)

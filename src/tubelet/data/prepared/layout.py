@@ -13,6 +13,7 @@
       index/pieces.npy       (pieces,) PIECE, the pieces of an origin one after the other in time
       index/packets.npy      (frames,) PACKET, the frames of a piece one after the other
       index/times.npy        (frames,) float64: seconds on the *source's* clock, the very numbers that a reader of the source gives
+      index/side-NAME.npy    (pieces,) SIDE, where there is side data of that name
       index/extradata.json   list of base64 texts: the decoder's set-up bytes, shared by pieces
 
 An *origin* is a source file; items (rows of the user's table) are whole origins or segments of one. A *piece* is 10-15 s of an origin,
@@ -39,6 +40,8 @@ PIECE = np.dtype(
         ("setup", "<u2"), ("height", "<u2"), ("width", "<u2"),
     ]
 )  # fmt: skip
+# side-NAME.npy, a row a piece: where its side data lies in its shard; 0 bytes = it has none.
+SIDE = np.dtype([("offset", "<u8"), ("bytes", "<u4")])
 # at: offset in the mp4. size: bytes, with KEY_BIT set for key frames.
 PACKET = np.dtype([("at", "<u4"), ("size", "<u4")])
 KEY_BIT = 0x8000_0000

@@ -16,11 +16,9 @@ import numpy as np
 
 from tubelet.data.exclude import list_keys
 from tubelet.data.prepared.journal import read_journal
-from tubelet.data.prepared.layout import BAD, FORMAT, HEAD, INDEX, MANIFEST, ORIGIN, PACKET, PIECE, SHARDS
+from tubelet.data.prepared.layout import BAD, FORMAT, HEAD, INDEX, MANIFEST, ORIGIN, PACKET, PIECE, SHARDS, SIDE
 from tubelet.data.prepared.make import WORK, told, write_whole
 from tubelet.errors import DataError
-
-SIDE = np.dtype([("offset", "<u8"), ("bytes", "<u4")])  # of side data in the shard of its piece; 0 bytes = none
 
 
 @dataclass(frozen=True)

@@ -163,10 +163,14 @@ class PreparedReader:
             yield want, frame
 
     def _bytes(self, piece: Piece, at: int, count: int) -> bytes:
-        handle = self.set.shard(piece.shard)
+        return self.stored(piece, piece.offset + at, count)
+
+    def stored(self, piece: Piece, at: int, count: int) -> bytes:
+        """Bytes of the shard that a piece is in. Raises DecodeError."""
+        handle = self.set.shard(piece.shard, self.deadline.seconds)
         self.deadline.renew()  # fetching a shard has limits of its own
         try:
-            data = handle.read(piece.offset + at, count)
+            data = handle.read(at, count)
         except OSError as error:
             raise DecodeError(f"{self.where(piece)}: cannot be read: {error.strerror}") from None
         if len(data) < count:

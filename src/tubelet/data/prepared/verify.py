@@ -51,7 +51,7 @@ def examine(reader: PreparedReader, start: float | None, end: float | None) -> F
 
 def _wrong(reader: PreparedReader, piece: Piece, data: bytes) -> str | None:
     """What is wrong with a piece's bytes, None = nothing."""
-    head = reader.set.shard(piece.shard).read(piece.offset - BLOCK, BLOCK)
+    head = reader.set.shard(piece.shard, reader.deadline.seconds).read(piece.offset - BLOCK, BLOCK)
     key = head[:100].rstrip(b"\0").decode("utf-8", "replace").removesuffix(".mp4")
     known = _hashes(reader.set).get(key)
     if known is None:
