@@ -33,6 +33,7 @@ from tubelet.data.reader import forget_files, open_item
 from tubelet.data.table import Item
 
 FRAMES, STRIDE = 16, 4
+ENOUGH = 600  # frames that FFmpeg decodes in a run, at least
 
 
 @dataclass(frozen=True)
@@ -220,13 +221,28 @@ def ffmpeg() -> str | None:
     return str(found.get_ffmpeg_exe())
 
 
-def ffmpeg_seconds(path: str, filters: str | None) -> float:
-    """Seconds of the processor that ``ffmpeg -f null`` takes for a whole file with one thread, its start not counted."""
+def ffmpeg_seconds(path: str, frames: int, filters: str | None) -> float:
+    """Seconds of the processor that ``ffmpeg -f null`` with one thread takes for a frame of a file that has so many. Short files are read
+    several times over in one run, so that its start hardly counts."""
     program = ffmpeg()
     assert program is not None
-    call = [program, "-hide_banner", "-benchmark", "-threads", "1", "-i", path, "-an", "-fps_mode", "passthrough"]
+    again = -(-ENOUGH // frames) - 1
+    call = [
+        program,
+        "-hide_banner",
+        "-benchmark",
+        "-threads",
+        "1",
+        "-stream_loop",
+        str(again),
+        "-i",
+        path,
+        "-an",
+        "-fps_mode",
+        "passthrough",
+    ]
     call += ["-filter_threads", "1", "-vf", filters] if filters else []
     done = subprocess.run([*call, "-f", "null", "-"], capture_output=True, text=True, check=True)
     found = re.search(r"bench: utime=([\d.]+)s stime=([\d.]+)s", done.stderr)
     assert found is not None, done.stderr[-500:]
-    return float(found[1]) + float(found[2])
+    return (float(found[1]) + float(found[2])) / (frames * (again + 1))
