@@ -104,7 +104,7 @@ def test_the_page_has_a_place_for_every_table(module):
     rates = {"rates": {"Tubelet, raw": spread}, "files": 1, "bytes": {}, "ratios": {"Tubelet, raw / decord": spread}}
     data["sets"] = {"gop250": {"112": {"1": rates, "4": rates}}}
     score = {"value": 0.5, "low": 0.4, "high": 0.6}
-    probes = {"steps": 5, "runs": {"clips 1, seed 0": {name: score for name in ("trained", "random")}}}
+    probes = {"steps": 5, "runs": {"clips 1, seed 0": dict.fromkeys(("trained", "random"), score)}}
     filled = tables.filled(page, {"data": data, "clips_per_video": probes})
     assert "| raw files, k = 1: 1.3 times decord | 2.00 (1.00-3.00) at 112 px | reached |" in filled
     assert "| raw files, k = 4: 3 times decord | 2.00 (1.00-3.00) at 112 px | not reached |" in filled
