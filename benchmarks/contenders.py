@@ -26,10 +26,10 @@ from torch import Tensor
 
 from tubelet.data import transform
 from tubelet.data.clip import Plan, make_clips, to_batch
-from tubelet.data.decode import PyavReader, forget_timelines
+from tubelet.data.decode import PyavReader
 from tubelet.data.prepared.layout import KEY_BIT
 from tubelet.data.prepared.reader import PreparedReader
-from tubelet.data.reader import open_item
+from tubelet.data.reader import forget_files, open_item
 from tubelet.data.table import Item
 
 FRAMES, STRIDE = 16, 4
@@ -173,7 +173,7 @@ class Tubelet(Contender):
     name = "Tubelet, raw"
 
     def clips(self, file: File, chosen: Sequence[np.ndarray], size: int) -> Tensor:
-        forget_timelines()
+        forget_files()
         return self._made(Item(file.path, "video", None, None, "", -1), chosen, size)
 
     @staticmethod

@@ -353,7 +353,7 @@ def _mark(packet: Packet[VideoStream]) -> tuple[int | None, ...]:
 
 
 def forget_timelines() -> None:
-    """As in a process that has opened no file yet, or in one that has opened too many to remember them: for measuring."""
+    """What is remembered of files. See :func:`tubelet.data.reader.forget_files`."""
     _scanned.clear()
 
 

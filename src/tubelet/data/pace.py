@@ -16,16 +16,14 @@ from torch import Tensor
 
 from tubelet.core import CounterDraw
 from tubelet.data.clip import Clips, TrainDraws, make_clips, to_batch
-from tubelet.data.decode import forget_timelines
 from tubelet.data.picture import Picture
-from tubelet.data.reader import Decoder, choose_decoder, open_item
+from tubelet.data.reader import Decoder, choose_decoder, forget_files, open_item
 from tubelet.data.settings import DataSettings
 from tubelet.data.table import Table
 from tubelet.data.timeline import Timeline
-from tubelet.data.transform import Box
 from tubelet.errors import DecodeError
 
-PARTS = ("opening", "decoding", "cutting")
+PARTS = ("opening", "decoding")  # what is timed; the rest of the time is cutting
 ROUNDS = 5  # that the visits are divided into, for a spread
 
 
@@ -45,8 +43,8 @@ class Visit:
 @dataclass(frozen=True)
 class Rate:
     """Clips of one core: ``clips`` from each opened file. ``rate``, ``low``, ``high``: clips a second, the median and the range of up to
-    :data:`ROUNDS` rounds. ``shares``: of the time, by part; ``other`` is choosing, putting together. ``bytes``: read for a clip.
-    ``waited``: share of the wall's time in which the processor did something else or nothing."""
+    :data:`ROUNDS` rounds. ``shares``: of the time: ``opening``, ``decoding``, ``cutting`` (colour, crop, size, putting together).
+    ``bytes``: read for a clip. ``waited``: share of the wall's time in which the processor did something else or nothing."""
 
     clips: int
     files: int
@@ -71,7 +69,7 @@ class Rate:
             rate=float(np.median(rates)),
             low=min(rates),
             high=max(rates),
-            shares={**shares, "other": max(0.0, 1 - sum(shares.values()))},
+            shares={**shares, "cutting": max(0.0, 1 - sum(shares.values()))},
             bytes=sum(read) / clips if len(read) == len(visits) else None,
             waited=max(0.0, 1 - total / max(sum(v.wall for v in visits), 1e-9)),
         )
@@ -93,7 +91,7 @@ class Pacer:
         used."""
         if row in self.failures:
             return None
-        forget_timelines()
+        forget_files()
         clock = _Clock()
         sample = number * clips + torch.arange(clips)
         plan = TrainDraws(self.settings, CounterDraw(self.seed, sample)).plan(range(clips))
@@ -149,8 +147,7 @@ class _TimedReader:
         return self._timed("opening", self.reader.timelines())
 
     def frames(self, timeline: Timeline, index: Sequence[int] | np.ndarray) -> Iterator[tuple[int, Picture]]:
-        for i, picture in self._timed("decoding", self.reader.frames(timeline, index)):
-            yield i, _TimedPicture(picture, self.clock)
+        return self._timed("decoding", self.reader.frames(timeline, index))
 
     def _timed(self, part: str, values: Iterator[Any]) -> Iterator[Any]:
         end = object()
@@ -160,23 +157,6 @@ class _TimedReader:
             if value is end:
                 return
             yield value
-
-
-class _TimedPicture(Picture):
-    def __init__(self, picture: Picture, clock: _Clock) -> None:
-        self._picture, self._clock = picture, clock
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self._picture.shape
-
-    def rgb(self) -> np.ndarray:
-        with self._clock("cutting"):
-            return self._picture.rgb()
-
-    def cut(self, box: Box, out: tuple[int, int]) -> Tensor:
-        with self._clock("cutting"):
-            return self._picture.cut(box, out)
 
 
 def interleaved(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
-from tubelet.data.decode import Mismatch, PyavReader
+from tubelet.data.decode import Mismatch, PyavReader, forget_timelines
 from tubelet.data.picture import Picture
 from tubelet.data.stills import StillReader
 from tubelet.data.table import Item
@@ -89,6 +89,11 @@ class OpenReaders:
             reader.renew(timeout)
         return reader
 
+    def clear(self) -> None:
+        """Close all of them."""
+        while self._idle:
+            self._idle.popitem()[1].close()
+
     @staticmethod
     def _identity(path: str, kind: type[PyavReader]) -> tuple[object, ...] | None:
         """None: not a local file, or none that can be opened."""
@@ -111,6 +116,12 @@ class OpenReaders:
 
 
 _open_readers = OpenReaders()
+
+
+def forget_files() -> None:
+    """As in a process that has opened no file yet, or in one that has opened too many to remember them: for measuring."""
+    forget_timelines()
+    _open_readers.clear()
 
 
 def source_size(reader: Reader, shape: tuple[int, int]) -> tuple[int, int]:

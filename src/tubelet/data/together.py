@@ -76,12 +76,12 @@ def read_together(
 
 
 def _once(picture: Picture, out: tuple[int, int]) -> Callable[[Box], Tensor]:
-    """Cuts boxes of a frame, each once."""
+    """Cuts boxes of a frame, each once, as :func:`~tubelet.data.clip.make_clips` does."""
     made: dict[Box, Tensor] = {}
 
     def cut(box: Box) -> Tensor:
         if box not in made:
-            made[box] = picture.cut(box, out)
+            made[box] = picture.part(box, out)
         return made[box]
 
     return cut
