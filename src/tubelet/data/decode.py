@@ -11,18 +11,17 @@ import av.error
 import numpy as np
 from av.packet import Packet
 from av.stream import Discard, Disposition
-from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from tubelet.data.files import MAX_PIXELS, Deadline, WatchedFile, explain, open_container
 from tubelet.data.picture import Converter, Picture, PlanePicture
+from tubelet.data.skipping import says_what_is_unused
 from tubelet.data.timeline import Timeline, TimelineCache
 from tubelet.errors import DecodeError
 
 SCAN_LIMIT = 256 * 2**20  # bytes: larger files are not read to their end only to list their frames
 _SEEKABLE = {"mov", "matroska"}  # containers whose index leads to key frames
-_MARKED = {"h264", "mpeg1video", "mpeg2video", "mpeg4", "vp8"}  # codecs whose frames say whether others refer to them
 _scanned = TimelineCache()
 
 
@@ -323,7 +322,7 @@ class PyavReader:
         """
         context = self.stream.codec_context
         context.skip_frame, skipping = "DEFAULT", False
-        kept = wanted if _says_what_is_unused(context) else None
+        kept = wanted if says_what_is_unused(context) else None
         try:
             for packet in packets:
                 if kept is not None and skipping == (packet.pts in kept):
@@ -351,19 +350,6 @@ class PyavReader:
 def _mark(packet: Packet[VideoStream]) -> tuple[int | None, ...]:
     """What tells a packet from the others of its file."""
     return packet.pts, packet.dts, packet.pos, packet.size
-
-
-def _says_what_is_unused(context: VideoCodecContext) -> bool:
-    """Whether frames of this codec say truly that no other frame refers to them, and FFmpeg's decoder skips them by that.
-
-    Not with two fields, which may be two packets, and not with HEVC's temporal layers, where it is said of the frame's own layer only.
-    """
-    if context.field_order > 1:
-        return False
-    if context.name == "hevc":
-        record = context.extradata or b""  # HEVCDecoderConfigurationRecord: bits 2-4 of byte 21 count the layers
-        return len(record) > 22 and record[0] == 1 and record[21] >> 3 & 7 == 1
-    return context.name in _MARKED
 
 
 def forget_timelines() -> None:
