@@ -107,8 +107,8 @@ class PyavReader:
             self.close()
 
     def renew(self, timeout: float) -> None:
-        """Give a reader that was left open the time limit of a new visit."""
-        self.deadline = Deadline(self.path, timeout)
+        """Give a reader that was left open the time limit of a new visit; nothing of the one before changes what it reads."""
+        self.deadline, self._converter = Deadline(self.path, timeout), None
 
     @property
     def fps(self) -> float | None:
