@@ -117,7 +117,8 @@ class _Answers:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
             warnings.filterwarnings("ignore", message=".*worker processes in total.*", category=UserWarning)  # the user chose the number
-            self.answers = _without_sigchld(loader)
+            with _sigint_held():
+                self.answers = _without_sigchld(loader)
 
     def __iter__(self) -> Iterator[Any]:
         while True:
@@ -149,6 +150,19 @@ class _Answers:
         shutdown = getattr(self.answers, "_shutdown_workers", None)
         if shutdown is not None:
             shutdown()
+
+
+@contextmanager
+def _sigint_held() -> Iterator[None]:
+    """Ctrl-C waits meanwhile, also in processes that are started, until they say that it is not for them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _without_sigchld(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -235,4 +249,6 @@ def _init(rows: Tensor, _: int) -> None:
         _rows = rows
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C belongs to the training process, which ends these
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     torch.set_num_threads(1)
