@@ -16,6 +16,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 
 import tubelet
 from tubelet.data.audio import read_audio
@@ -28,6 +29,7 @@ from tubelet.data.prepared.reader import PreparedReader
 from tubelet.data.prepared.side import read_side
 from tubelet.data.settings import DataSettings
 from tubelet.data.source import open_table
+from tubelet.data.transform import Box, cut
 from tubelet.errors import ConfigError, DataError
 
 SMALL = ["piece_seconds=1", "gop=4", "preset=ultrafast", "crf=10"]
@@ -120,18 +122,47 @@ def test_sound_survives_the_cuts(make_video: Callable[..., Path], tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "options", [{"pix_fmt": "yuv444p"}, {"h": 49, "w": 65, "pix_fmt": "yuv444p"}, {"codec": "mpeg4", "options": {"b": "4M"}}]
+    "options",
+    [
+        {"pix_fmt": "yuv444p"},
+        {"h": 49, "w": 67, "pix_fmt": "yuv444p"},
+        {"pix_fmt": "yuvj420p"},
+        {"pix_fmt": "yuv420p10le"},
+        {"codec": "mpeg4", "options": {"b": "4M"}},
+        {"codec": "rawvideo", "pix_fmt": "bgr24"},
+    ],
 )
 def test_other_formats_keep_their_colours(make_video: Callable[..., Path], tmp_path: Path, options: dict) -> None:
-    video = make_video(tmp_path / "v.mp4", 12, shade=200, **options)
+    video = make_video(tmp_path / ("v.avi" if options.get("codec") == "rawvideo" else "v.mp4"), 12, shade=200, **options)
     tubelet.prepare(video, tmp_path / "out", settings=SMALL, workers=1)
     frames, _ = read_frames(str(video))
     with PreparedReader(open_table(tmp_path / "out").paths[0]) as reader:
         ours = np.stack([p.rgb() for _, p in reader.frames(next(reader.timelines()), range(12))]).astype(float)
-    h, w = min(frames.shape[1], ours.shape[1]), min(frames.shape[2], ours.shape[2])
-    difference = ours[:, :h, :w] - frames[:, :h, :w]
+    h, w = ours.shape[1:3]
+    assert (h, w) == (frames.shape[1] // 2 * 2, frames.shape[2] // 2 * 2), "even, and never larger than the source"
+    difference = ours - frames[:, :h, :w]
     assert np.abs(difference).mean() < 12
     assert np.abs(difference.mean((0, 1, 2))).max() < 3, "no shift of matrix or range"
+
+
+@pytest.mark.parametrize("name", ["keyboard_rot90.mov", "keyboard_rot270.mov", "phone_portrait.mov"])
+def test_rotated_videos_come_out_upright(shared: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    video = shared(f"data/clips/{name}")
+    made = tubelet.prepare(video, tmp_path / "out", settings=["preset=ultrafast", "crf=10"], size=64, workers=1).made
+    assert made is not None
+    assert made.bad == made.partial == ()
+    (line,) = map(json.loads, (tmp_path / "out/manifest.jsonl").read_text().splitlines())
+    assert line["rotation"] in (90, -90, 180)
+    frames, times = read_frames(str(video))
+    with PreparedReader(open_table(tmp_path / "out").paths[0]) as reader:
+        timeline = next(reader.timelines())
+        assert timeline.times.tolist() == times.tolist()
+        ours = np.stack([p.rgb() for _, p in reader.frames(timeline, [0, len(times) - 1])])
+    assert (ours.shape[1] > ours.shape[2]) == (frames.shape[1] > frames.shape[2])
+    h, w = ours.shape[1:3]
+    small = cut(torch.from_numpy(np.ascontiguousarray(frames[[0, -1]])), Box(0, 0, *frames.shape[1:3]), (h, w)).numpy()
+    assert np.abs(ours.astype(float) - small).mean() < 6
+    assert np.abs(ours[:, ::-1].astype(float) - small).mean() > 12, "the test can tell up from down"
 
 
 def test_motion_vectors_follow_what_moves(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ class _Maker:
         self.settings, self.sound = settings, sound
         self.shape = self.source = (0, 0)
         self.turn, self.rotation = (False, False, False), 0
-        self._out, self._reformat = io.BytesIO(), VideoReformatter()
+        self._out, self._first, self._reformat = io.BytesIO(), VideoReformatter(), VideoReformatter()
         self._file = av.open(self._out, "w", format="mp4")
         self._stream = cast(Any, None)
 
@@ -165,21 +165,25 @@ class _Maker:
         if not any(self.shape):
             self._begin(frame)
         h, w = self.shape[::-1] if self.turn[0] else self.shape
-        small = self._reformat.reformat(frame, w, h, "yuv420p", interpolation="AREA", threads=1)
+        shown = frame
+        if frame.format.is_rgb and (frame.height, frame.width) == (h, w):  # FFmpeg's short cut for it is off by four levels
+            shown = self._first.reformat(frame, w, h, "yuv444p", threads=1)
+        small = self._reformat.reformat(shown, w, h, "yuv420p", interpolation="AREA", threads=1)
         if any(self.turn):
             small = _turned(small, self.turn)
         if stamp == 0:
             self._tag(small)
-        before = small.pts, small.time_base  # it is the decoder's own frame where there was nothing to scale
+        before = frame.pts, frame.time_base
         small.pts, small.time_base, small.pict_type = stamp, Fraction(1, CLOCK), 0
         self._file.mux(self._stream.encode(small))
-        small.pts, small.time_base = before
+        if small is frame:  # the decoder's own, where there was nothing to scale
+            frame.pts, frame.time_base = before
 
     def _begin(self, frame: VideoFrame) -> None:
         self.turn, self.rotation = orientation(frame), int(frame.rotation)
         self.source = (frame.width, frame.height) if self.turn[0] else (frame.height, frame.width)
         scale = min(1.0, self.settings.size / min(self.source))
-        h, w = (max(2, 2 * round(side * scale / 2)) for side in self.source)
+        h, w = (max(2, min(2 * round(side * scale / 2), side - side % 2)) for side in self.source)  # even, and never larger
         self.shape = (h, w)
         g = self.settings.gop
         params = f"keyint={g}:min-keyint={g}:scenecut=0:bframes=0:ref=1:open-gop=0:threads=1:lookahead-threads=1:log-level=none"
