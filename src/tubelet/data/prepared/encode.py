@@ -69,7 +69,7 @@ def encode_task(task: Task, settings: PrepareSettings, timeout: float) -> Answer
     except Exception as error:  # noqa: BLE001 - whatever a file does to the libraries, the others go on and it is named
         lost.append(f"unexpected {type(error).__name__} while it is encoded{': ' if str(error) else ''}{error}")
     side, wrong = _maps(task)
-    if pieces:
+    if pieces and not task.begun:
         pieces[0].side.update(side)
     return Answer(pieces, "; ".join(dict.fromkeys([*lost, *wrong])) or None)
 
@@ -140,6 +140,7 @@ def _encode(task: Task, shots: _Shots, settings: PrepareSettings, timeout: float
         "source": list(maker.source),
         "rotation": maker.rotation,
         "sound": sound is not None,
+        "problem": shots.problem,
         "sha256": hashlib.sha256(video).hexdigest(),
         "bytes": len(video),
         "times": times.tolist(),

@@ -22,7 +22,8 @@ _END = bytes(1024)  # two empty blocks
 class Shards:
     """The shards of one part of a set. A piece counts once its journal line is on the disk; what a killed run left behind it is cut off.
 
-    ``pieces``: (origin, number) of those that are there. ``done``: (origin, number) of the tasks that are, with what went wrong.
+    ``pieces``: (origin, number) of those that are there. ``done``: (origin, number) of the tasks that are, with what went wrong; a task
+    whose process was lost is not, for another try may go well.
     """
 
     def __init__(self, out: Path, prefix: str, limit: int) -> None:
@@ -36,7 +37,7 @@ class Shards:
         for path in names:
             lines, closed = read_journal(path)
             self.pieces |= {(line["origin"], line["number"]) for line in lines if "key" in line}
-            self.done |= {(line["done"][0], line["done"][1]): line["problem"] for line in lines if "done" in line}
+            self.done |= {(line["done"][0], line["done"][1]): line["problem"] for line in lines if "done" in line and not line.get("lost")}
             self._count += 1
             if not closed:
                 if path != names[-1]:
@@ -59,14 +60,25 @@ class Shards:
         tar = path.with_suffix(".tar")
         mode = "r+b" if tar.exists() else "w+b"
         self._open_files = (open(tar, mode), open(path, "a", encoding="utf-8"))  # noqa: SIM115 - open as long as the shard grows
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the names of new files, too, must outlast a power cut
+        finally:
+            os.close(folder)
 
-    def add(self, piece: Encoded, columns: Mapping[str, Any]) -> int:
-        """Append a piece; its bytes in the tar. ``columns``: what its .json says besides. Read back from the tar before it counts."""
+    def _next(self) -> None:
+        """Begin a shard where none grows."""
         if not self._growing:
             self._open(self.folder / f"{self.prefix}{self._count:05d}.jsonl")
             self._count += 1
+
+    def add(self, piece: Encoded, columns: Mapping[str, Any]) -> int:
+        """Append a piece; its bytes in the tar. ``columns``: what its .json says besides. Read back from the tar before it counts."""
+        if self._growing and self._tar.tell() >= self.limit:  # not sooner: what is done with its last piece belongs to its journal
+            self.close()
+        self._next()
         key = piece.about["key"]
-        shown = {k: v for k, v in piece.about.items() if k not in ("packets", "setup", "times", "origin", "number")}
+        shown = {k: v for k, v in piece.about.items() if k not in ("packets", "setup", "times", "origin", "number", "problem")}
         members = {"mp4": piece.video, "json": json.dumps({**shown, **columns}, ensure_ascii=False).encode(), **piece.side}
         begin, places = self._tar.tell(), {}
         for name, data in members.items():
@@ -80,17 +92,12 @@ class Shards:
         side = {name: place for name, place in places.items() if name not in ("mp4", "json")}
         self._note({**piece.about, **columns, "offset": offset, "side": side, "end_of_entry": end})
         self.pieces.add((piece.about["origin"], piece.about["number"]))
-        if end >= self.limit:
-            self.close()
         return end - begin
 
-    def finish(self, origin: int, number: int, problem: str | None) -> None:
-        """A task is done."""
-        if not self._growing:
-            self._open(self.folder / f"{self.prefix}{self._count:05d}.jsonl")
-            self._count += 1
-        self._note({"done": [origin, number], "problem": problem})
-        self.done[origin, number] = problem
+    def finish(self, origin: int, number: int, problem: str | None, *, lost: bool = False) -> None:
+        """A task is done, or its process was ``lost``."""
+        self._next()
+        self._note({"done": [origin, number], "problem": problem, "lost": lost})
 
     @property
     def _growing(self) -> bool:

@@ -8,13 +8,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from tubelet.config import differences
 from tubelet.data.guarded import Lost, run_guarded
+from tubelet.data.prepared.alone import alone
 from tubelet.data.prepared.encode import Answer, encode_task
 from tubelet.data.prepared.journal import Shards
 from tubelet.data.prepared.layout import FORMAT
@@ -69,12 +70,17 @@ class Job:
         """Plan and encode what is not there yet. Raises DataError, ConfigError."""
         origins = origins_of(self.table)
         self._claim(len(origins))
-        mine = [o for o in origins if o.number % self.part.count == self.part.number - 1]
-        found = self._plan(mine)
-        tasks = [t for o in mine if found[o.number].problem is None for t in tasks_of(o, found[o.number], self._maps(o))]
+        what = "it" if self.part.count == 1 else f"part {self.part.number}/{self.part.count} of it"
+        busy = f"{self.out}: another process is preparing {what}; wait for it, or end it and run the same command again"
+        with told(self.out), alone(self.out / WORK / f"part-{self.part.number}.lock", busy):
+            self._make([o for o in origins if o.number % self.part.count == self.part.number - 1])
+
+    def _make(self, mine: list[Origin]) -> None:
         with told(self.out):
             shards = Shards(self.out, self.part.prefix, self.settings.shard_mib * 2**20)
             try:
+                found = self._plan(mine, {origin for origin, _ in shards.pieces})
+                tasks = [t for o in mine if found[o.number].problem is None for t in tasks_of(o, found[o.number], self._maps(o))]
                 self._encode(tasks, shards, found)
                 shards.close()
             finally:
@@ -87,39 +93,59 @@ class Job:
         mine |= {"table": self.table.fingerprint(), "origins": origins}
         if self.out.exists() and not self.out.is_dir():
             raise DataError(f"{self.out} is a file; name a folder for the prepared set")
+        file, items = self.out / WORK / "set.json", self.out / WORK / "items.jsonl"
         with told(self.out):
-            file = self.out / WORK / "set.json"
-            if not file.exists():
-                strangers = sorted(p.name for p in self.out.iterdir()) if self.out.is_dir() else []
-                strangers = [name for name in strangers if name != WORK]
-                if strangers:
-                    raise DataError(f"{self.out} holds other files ({strangers[0]} ...); name a new or an empty folder")
-                file.parent.mkdir(parents=True, exist_ok=True)
-                write_items(self.table, self.out / WORK / "items.jsonl")
-                write_whole(file, json.dumps(mine, indent=1) + "\n")
+            strangers = sorted(p.name for p in self.out.iterdir() if p.name != WORK) if self.out.is_dir() else []
+            if strangers and not file.exists():
+                raise DataError(f"{self.out} holds other files ({strangers[0]} ...); name a new or an empty folder")
+            with alone(self.out / WORK / "set.lock"):  # parts may begin at the same moment
+                if not file.exists():
+                    write_whole(items, items_text(self.table))
+                    write_whole(file, json.dumps(mine, indent=1) + "\n")
             theirs = json.loads(file.read_text(encoding="utf-8"))
+            before = items.read_text(encoding="utf-8")
         if changed := differences(theirs, json.loads(json.dumps(mine))):
             listed = "\n".join(f"  - {path}: the set has {old!r}, this call {new!r}" for path, old, new in changed)
             raise DataError(f"{self.out} was begun with other settings or videos:\n{listed}\nGive the old ones, or name another folder.")
+        if (other := _first_other(before, items_text(self.table))) is not None:
+            raise DataError(
+                f"{self.out} was begun with another place or other columns of some videos, the first of them {other}; give the table as it "
+                "was, or name another folder"
+            )
 
     def _note(self, name: str, content: dict[str, Any]) -> None:
         write_whole(self.out / WORK / f"{name}-{self.part.number}.json", json.dumps(content) + "\n")
 
-    def _plan(self, origins: Sequence[Origin]) -> dict[int, Survey]:
-        """What is in every source; what an earlier call found in a file that has not changed is taken from it."""
+    def _plan(self, origins: Sequence[Origin], begun: set[int]) -> dict[int, Survey]:
+        """What is in every source; what an earlier call found in a file that has not changed is taken from it. ``begun``: the origins of
+        which there are pieces. Raises DataError where one of those has changed."""
         path = self.out / WORK / f"plan-{self.part.number}.jsonl"
-        found = _earlier(path, origins)
+        earlier = _earlier(path, origins)
+        found = {o.number: earlier[o.number][1] for o in origins if o.number in earlier and earlier[o.number][0] == _stamp(o.path)}
         todo = [o for o in origins if o.number not in found]
         self.progress("looking", len(found), len(origins))
         look = partial(_survey, todo, self.settings.piece_seconds, self.timeout)
-        remote = any("://" in o.path for o in todo)
+        remote, changed = any("://" in o.path for o in todo), []
         with told(self.out), open(path, "a", encoding="utf-8") as file:
+            if file.tell():
+                file.write("\n")  # behind a line that was cut off
             for i, answer in run_guarded(look, range(len(todo)), workers=self.workers, limit=2 * self.timeout + 60, remote=remote):
                 origin = todo[i]
-                found[origin.number] = Survey(problem=answer.reason) if isinstance(answer, Lost) else answer
-                line = {"origin": origin.number, "stamp": _stamp(origin.path), **asdict(found[origin.number])}
-                file.write(json.dumps(line, separators=(",", ":")) + "\n")
+                now, stamp = Survey(problem=answer.reason) if isinstance(answer, Lost) else answer, _stamp(origin.path)
+                found[origin.number] = now
+                old = earlier.get(origin.number)
+                if origin.number in begun and old is not None and (stamp is None or old[0][0] != stamp[0] or old[1] != now):
+                    changed.append(origin.path)
+                    continue
+                file.write(json.dumps({"origin": origin.number, "stamp": stamp, **asdict(now)}, separators=(",", ":")) + "\n")
+                file.flush()
                 self.progress("looking", len(found), len(origins))
+        if changed:
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise DataError(
+                f"{self.out}: {', '.join(sorted(changed)[:3])}{more} changed after some of it was prepared; put the old file back, or name "
+                "another folder"
+            )
         return found
 
     def _encode(self, tasks: list[Task], shards: Shards, found: dict[int, Survey]) -> None:
@@ -129,16 +155,16 @@ class Job:
                 frames += task.frames
                 continue
             left = tuple(cut for cut in task.cuts if (task.origin.number, cut[0]) not in shards.pieces)
-            todo.append((task, Task(task.origin, task.kind, left, task.maps)))
+            todo.append((task, replace(task, cuts=left, begun=left != task.cuts)))
         self._announce(tasks, sum(t.frames for _, t in todo), found)
         self.progress("encoding", frames, total)
         for i, answer in self._answers([task for _, task in todo]):
             whole, _ = todo[i]
-            if isinstance(answer, Lost):
+            if lost := isinstance(answer, Lost):
                 answer = Answer([], answer.reason)
             for piece in answer.pieces:
                 shards.add(piece, self._columns(whole.origin, piece.about))
-            shards.finish(whole.origin.number, whole.cuts[0][0], answer.problem)
+            shards.finish(whole.origin.number, whole.cuts[0][0], answer.problem, lost=lost)
             frames += whole.frames
             self.progress("encoding", frames, total)
 
@@ -200,18 +226,27 @@ def columns_of(table: Table, row: int) -> dict[str, str]:
     return {**{name: values[row] for name, values in table.extra.items() if values[row]}, **named}
 
 
-def write_items(table: Table, path: Path) -> None:
+def items_text(table: Table) -> str:
     """The rows of a table, one JSON object a line, as the index holds them."""
     numbers = {o.path: o.number for o in origins_of(table)}
     lines = []
     for row in table.rows():
         line = {"key": row.key, "start": row.start, "end": row.end, "label": row.label, "origin": numbers[row.path]}
         lines.append(json.dumps({**line, "columns": dict(row.extra or {})}, ensure_ascii=True))
-    write_whole(path, "\n".join([json.dumps({"classes": list(table.classes)}), *lines]) + "\n")
+    return "\n".join([json.dumps({"classes": list(table.classes)}), *lines]) + "\n"
+
+
+def _first_other(before: str, now: str) -> str | None:
+    """The key of the first row in which two tables differ."""
+    for a, b in zip(before.splitlines(), now.splitlines(), strict=False):
+        if a != b:
+            return str(json.loads(b).get("key", "its classes"))
+    return None
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """A file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     try:
         with open(part, "wb") as file:
@@ -252,16 +287,14 @@ def _stamp(path: str) -> list[int] | None:
     return [info.st_size, info.st_mtime_ns]
 
 
-def _earlier(path: Path, origins: Sequence[Origin]) -> dict[int, Survey]:
-    if not path.exists():
-        return {}
-    known = {o.number: o for o in origins}
-    found: dict[int, Survey] = {}
-    for number, line in _lines(path):
-        stamp = line.pop("stamp")
-        if number in known and stamp is not None and stamp == _stamp(known[number].path):
-            line["cuts"] = tuple((a, b) for a, b in line["cuts"])
-            found[number] = Survey(**line)
+def _earlier(path: Path, origins: Sequence[Origin]) -> dict[int, tuple[list[int], Survey]]:
+    """(size and time of change, what was found) of the files that earlier calls could read; others are looked at again."""
+    known = {o.number for o in origins}
+    found: dict[int, tuple[list[int], Survey]] = {}
+    for number, line in _lines(path) if path.exists() else ():
+        stamp, line["cuts"] = line.pop("stamp"), tuple((a, b) for a, b in line["cuts"])
+        if number in known and stamp is not None and line["problem"] is None:
+            found[number] = stamp, Survey(**line)
     return found
 
 

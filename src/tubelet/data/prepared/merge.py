@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from tubelet.data.exclude import list_keys
+from tubelet.data.prepared.alone import alone
 from tubelet.data.prepared.journal import read_journal
 from tubelet.data.prepared.layout import BAD, FORMAT, HEAD, INDEX, MANIFEST, ORIGIN, PACKET, PIECE, SHARDS, SIDE
 from tubelet.data.prepared.make import WORK, told, write_whole
@@ -39,7 +40,9 @@ class Made:
 def merge(out: Path, sources: str = "") -> Made:
     """Write the index of a set whose parts are all done. Raises DataError naming those that are missing."""
     with told(out):
-        return _merge(out, _begun(out), sources)
+        about = _begun(out)
+        with alone(out / WORK / "set.lock"):
+            return _merge(out, about, sources)
 
 
 def _merge(out: Path, about: dict[str, Any], sources: str) -> Made:
@@ -89,8 +92,6 @@ def _merge(out: Path, about: dict[str, Any], sources: str) -> Made:
         "shards": listed,
     }
     write_whole(out / HEAD, json.dumps(head, indent=1, ensure_ascii=False) + "\n")
-    for path in (out / WORK).glob("plan-*.jsonl"):
-        path.unlink()
     return made
 
 
@@ -121,10 +122,16 @@ def _problems(out: Path, parts: int) -> dict[int, str]:
     if missing:
         shown = ", ".join(f"{n}/{parts}" for n in missing[:8]) + (", ..." if len(missing) > 8 else "")
         raise DataError(f"{out}: {len(missing)} of {parts} parts are not done: --part {shown}")
+    last: dict[tuple[int, int], str | None] = {}  # of a task that was tried again the last try counts
     for path in sorted((out / SHARDS).glob("*.jsonl")):
         for line in read_journal(path)[0]:
-            if line.get("problem"):
-                found.setdefault(line["done"][0], line["problem"])
+            if "done" in line:
+                last[line["done"][0], line["done"][1]] = line["problem"]
+            elif line.get("problem"):  # of a piece that was finished before the run was killed, too
+                found.setdefault(line["origin"], line["problem"])
+    for (origin, _), problem in last.items():
+        if problem:
+            found.setdefault(origin, problem)
     return found
 
 
@@ -194,6 +201,7 @@ def _shown(piece: dict[str, Any]) -> dict[str, Any]:
     """A line of the manifest."""
     first = ("key", "file", "start", "end", "frames", "fps", "height", "width", "rotation", "sound", "sha256")
     hidden = {"packets", "setup", "times", "origin", "number", "shard", "offset", "bytes", "side", "end_of_entry", "source", "items"}
+    hidden.add("problem")
     line = {("shard" if k == "file" else k): piece[k] for k in first}
     line["seconds"] = round(piece["end"] - piece["start"], 6)
     line |= {k: v for k, v in piece.items() if k not in hidden and k not in first}

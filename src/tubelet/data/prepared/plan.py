@@ -51,12 +51,14 @@ class Survey:
 
 @dataclass(frozen=True)
 class Task:
-    """Pieces of one source that are encoded together, each exactly these frames."""
+    """Pieces of one source that are encoded together, each exactly these frames. ``begun``: others of them are there already, with the
+    ``maps``."""
 
     origin: Origin
     kind: str
     cuts: tuple[tuple[int, int], ...]
     maps: tuple[tuple[str, str], ...] = ()
+    begun: bool = False
 
     @property
     def frames(self) -> int:
