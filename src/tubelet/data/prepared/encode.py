@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -56,9 +57,7 @@ def encode_task(task: Task, settings: PrepareSettings, timeout: float) -> Answer
     lost: list[str] = []
     try:
         with PyavReader(task.origin.path, timeout=timeout, vectors=settings.motion) as reader:
-            timeline = timeline_of(reader, task.kind)
-            for a, b in task.cuts:
-                shots = _Shots(reader, timeline, a, b)
+            for shots in _Pass(reader, timeline_of(reader, task.kind), task.cuts):
                 piece = _encode(task, shots, settings, timeout)
                 if shots.problem:
                     lost.append(shots.problem)
@@ -74,17 +73,38 @@ def encode_task(task: Task, settings: PrepareSettings, timeout: float) -> Answer
     return Answer(pieces, "; ".join(dict.fromkeys([*lost, *wrong])) or None)
 
 
+class _Pass:
+    """The cuts of a task, whose frames are decoded in one pass; after a frame that does not come a new one begins at the next cut."""
+
+    def __init__(self, reader: PyavReader, timeline: Timeline, cuts: Sequence[tuple[int, int]]) -> None:
+        self.reader, self.timeline, self.cuts = reader, timeline, cuts
+        self._frames: Iterator[tuple[int, VideoFrame]] | None = None
+
+    def __iter__(self) -> Iterator[_Shots]:
+        for i, (a, b) in enumerate(self.cuts):
+            yield _Shots(self, i, a, b)
+
+    def frames(self, i: int) -> Iterator[tuple[int, VideoFrame]]:
+        """(number, frame) of cut ``i``, which must follow the cut before."""
+        if self._frames is None:
+            self._frames = iter(self.reader.decoded(self.timeline, np.concatenate([np.arange(a, b) for a, b in self.cuts[i:]])))
+        going, self._frames = self._frames, None
+        yield from islice(going, self.cuts[i][1] - self.cuts[i][0])
+        self._frames = going
+
+
 class _Shots:
     """Frames ``a`` .. ``b`` - 1 of a source, up to the first that does not come. ``numbers``: those that came. ``problem``: why not all."""
 
-    def __init__(self, reader: PyavReader, timeline: Timeline, a: int, b: int) -> None:
-        self.reader, self.timeline, self.a, self.b = reader, timeline, a, b
+    def __init__(self, of: _Pass, i: int, a: int, b: int) -> None:
+        self.reader, self.timeline, self.a, self.b = of.reader, of.timeline, a, b
+        self._frames = of.frames(i)
         self.numbers: list[int] = []
         self.problem: str | None = None
 
     def __iter__(self) -> Iterator[VideoFrame]:
         try:
-            for number, frame in self.reader.decoded(self.timeline, np.arange(self.a, self.b)):
+            for number, frame in self._frames:
                 self.numbers.append(number)
                 yield frame
         except Mismatch as error:

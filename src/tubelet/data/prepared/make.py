@@ -20,7 +20,7 @@ from tubelet.data.prepared.encode import Answer, encode_task
 from tubelet.data.prepared.journal import Shards
 from tubelet.data.prepared.layout import FORMAT
 from tubelet.data.prepared.options import PrepareSettings
-from tubelet.data.prepared.plan import Origin, Survey, Task, origins_of, survey, tasks_of
+from tubelet.data.prepared.plan import Origin, Survey, Task, origins_of, patience, survey, tasks_of
 from tubelet.data.table import Table
 from tubelet.errors import ConfigError, DataError
 
@@ -28,6 +28,7 @@ Engine = Literal["processes", "ray"]
 Progress = Callable[[str, int, int], None]
 WORK = "work"  # in the set's folder: what is needed until it is merged
 BITS = 0.1  # a pixel, about, at the default quality: for saying beforehand what a set will take
+REMOTE = 2**34  # bytes that a file behind a URL may have before its size is known
 SLOWEST = 3.0  # frames a second: a task that encodes more slowly counts as stuck
 
 
@@ -85,7 +86,9 @@ class Job:
                 shards.close()
             finally:
                 shards.leave()
-            self._note("done", {"problems": {str(n): s.problem for n, s in found.items() if s.problem}})
+            problems = {str(n): s.problem for n, s in found.items() if s.problem}
+            damage = {str(n): [s.damage, s.end] for n, s in found.items() if s.damage}
+            self._note("done", {"problems": problems, "damage": damage})
 
     def _claim(self, origins: int) -> None:
         """Make the folder ours: new or empty, or a set of the same videos and settings that can be continued."""
@@ -126,10 +129,12 @@ class Job:
         self.progress("looking", len(found), len(origins))
         look = partial(_survey, todo, self.settings.piece_seconds, self.timeout)
         remote, changed = any("://" in o.path for o in todo), []
+        largest = REMOTE if remote else max((stamp[0] for o in todo if (stamp := _stamp(o.path))), default=0)
+        limit = 2 * patience(self.timeout, largest) + 60  # only a decoder that hangs is not stopped by its own clock
         with told(self.out), open(path, "a", encoding="utf-8") as file:
             if file.tell():
                 file.write("\n")  # behind a line that was cut off
-            for i, answer in run_guarded(look, range(len(todo)), workers=self.workers, limit=2 * self.timeout + 60, remote=remote):
+            for i, answer in run_guarded(look, range(len(todo)), workers=self.workers, limit=limit, remote=remote):
                 origin = todo[i]
                 now, stamp = Survey(problem=answer.reason) if isinstance(answer, Lost) else answer, _stamp(origin.path)
                 found[origin.number] = now

@@ -46,7 +46,7 @@ def merge(out: Path, sources: str = "") -> Made:
 
 
 def _merge(out: Path, about: dict[str, Any], sources: str) -> Made:
-    problems = _problems(out, int(about["parts"]))
+    problems, damage = _problems(out, int(about["parts"]))
     pieces, shards = _pieces(out)
     items = [json.loads(line) for line in (out / WORK / "items.jsonl").read_text(encoding="utf-8").splitlines()]
     classes, items = items[0]["classes"], items[1:]
@@ -55,8 +55,8 @@ def _merge(out: Path, about: dict[str, Any], sources: str) -> Made:
     numbers = {origin: i for i, origin in enumerate(sorted(known))}
     good = [i for i in items if i["origin"] in known and _covered(i, rows[i["origin"]])]
     kept = {i["key"] for i in good}
-    bad = [(i["key"], problems.get(i["origin"], "none of its frames could be prepared")) for i in items if i["key"] not in kept]
-    partial = [(i["key"], problems[i["origin"]]) for i in good if i["origin"] in problems]
+    bad = [(i["key"], problems.get(i["origin"]) or _nothing(i)) for i in items if i["key"] not in kept]
+    partial = [(i["key"], text) for i in good if (text := problems.get(i["origin"]) or _cut_short(i, damage))]
     lines = [json.dumps({**i, "origin": numbers[i["origin"]]}, ensure_ascii=True) for i in sorted(good, key=lambda i: i["key"])]
     write_whole(out / INDEX / "items.jsonl", "".join(line + "\n" for line in lines))
     write_whole(out / MANIFEST, "".join(json.dumps(_shown(p), ensure_ascii=False) + "\n" for p in pieces))
@@ -109,16 +109,32 @@ def _before(out: Path) -> dict[str, Any]:
         return {}
 
 
-def _problems(out: Path, parts: int) -> dict[int, str]:
-    """Why frames of an origin are missing. Raises DataError where parts are not done."""
+def _nothing(item: dict[str, Any]) -> str:
+    """Why nothing is there of an item whose video could be prepared."""
+    end = "its end" if item["end"] is None else f"{item['end']:g} s"
+    return f"no frame of the video lies between {item['start'] or 0:g} s and {end}"
+
+
+def _cut_short(item: dict[str, Any], damage: dict[int, tuple[str, float]]) -> str | None:
+    """What is missing of an item that reaches the place where its file is damaged."""
+    text, end = damage.get(item["origin"], (None, 0.0))
+    return None if text is None or (item["end"] is not None and item["end"] <= end) else text
+
+
+def _problems(out: Path, parts: int) -> tuple[dict[int, str], dict[int, tuple[str, float]]]:
+    """Why frames of an origin are missing, and (what, seconds) is missing at the end of damaged ones. Raises DataError where parts are not
+    done."""
     found: dict[int, str] = {}
+    damage: dict[int, tuple[str, float]] = {}
     missing = []
     for number in range(1, parts + 1):
         path = out / WORK / f"done-{number}.json"
         if not path.exists():
             missing.append(number)
             continue
-        found |= {int(n): text for n, text in json.loads(path.read_text(encoding="utf-8"))["problems"].items()}
+        noted = json.loads(path.read_text(encoding="utf-8"))
+        found |= {int(n): text for n, text in noted["problems"].items()}
+        damage |= {int(n): (text, end) for n, (text, end) in noted["damage"].items()}
     if missing:
         shown = ", ".join(f"{n}/{parts}" for n in missing[:8]) + (", ..." if len(missing) > 8 else "")
         raise DataError(f"{out}: {len(missing)} of {parts} parts are not done: --part {shown}")
@@ -132,7 +148,7 @@ def _problems(out: Path, parts: int) -> dict[int, str]:
     for (origin, _), problem in last.items():
         if problem:
             found.setdefault(origin, problem)
-    return found
+    return found, damage
 
 
 def _pieces(out: Path) -> tuple[list[dict[str, Any]], list[tuple[Path, int]]]:
