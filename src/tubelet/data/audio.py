@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tubelet.data.prepared.store import Store
 
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+_MORE = 4.0  # seconds of sound that are read before and behind a piece where a container's clock is coarser than samples
 _EDGE = 0.25  # seconds by which the sound of a piece may begin before its first frame or end after its last
 
 
@@ -63,7 +64,8 @@ def read_sound(path: str, start: float, end: float, *, timeout: float = 30.0) ->
         rate = context.sample_rate or 0
         rate = rate if rate in AAC_RATES else max((r for r in AAC_RATES if r < rate), default=16000)
         layout = "mono" if (context.channels or 1) == 1 else "stereo"
-        first, sound = _channels(container, max(start, 0.0), end, rate, layout, deadline)
+        more = _MORE if float(container.streams.audio[0].time_base or 0) * rate > 2 else 0.0  # stamps to tell rounding from time by
+        first, sound = _channels(container, max(start - more, 0.0), end + more, rate, layout, deadline, steady=True)
         if watched is not None:
             watched.check()
     except av.error.FFmpegError:
@@ -144,10 +146,10 @@ def _decode(container: InputContainer, start: float, end: float | None, rate: in
 
 
 def _channels(
-    container: InputContainer, start: float, end: float | None, rate: int, layout: str, deadline: Deadline
+    container: InputContainer, start: float, end: float | None, rate: int, layout: str, deadline: Deadline, *, steady: bool = False
 ) -> tuple[int, np.ndarray]:
     """(number of the first sample, samples (channels, n)) on the container's clock, at least from ``start`` to ``end`` as far as there are;
-    no samples where nothing is decoded. Raises FFmpegError."""
+    no samples where nothing is decoded. ``steady``: see :func:`_steady`. Raises FFmpegError."""
     stream = container.streams.audio[0]
     stream.codec_context.thread_count = 1
     origin = (container.start_time or 0) / 1e6
@@ -155,20 +157,37 @@ def _channels(
     if start > 1 and base > 0:
         container.seek(int((start + origin - 0.5) / base), stream=stream, backward=True)  # half a second for decoders that warm up
     resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
-    pieces, first = [], None
+    pieces, first, stamps, come = [], None, [], 0.0
     for packet in container.demux(stream):
         deadline.left()
         frames = [cast(AudioFrame, f) for f in packet.decode()]
         if frames and first is None:
             stamp = frames[0].pts
             first = stamp * float(frames[0].time_base or base) - origin if stamp is not None else 0.0
+        for frame in frames:
+            if frame.pts is not None:
+                stamps.append(frame.pts * float(frame.time_base or base) - origin - come)
+            come += frame.samples / frame.sample_rate
         pieces += [r.to_ndarray() for f in frames for r in resampler.resample(f)]
         if first is not None and end is not None and first + sum(p.shape[1] for p in pieces) / rate > end + 0.1:
             break
     if first is None:
         return 0, np.zeros((2 if layout == "stereo" else 1, 0), np.float32)
     pieces += [r.to_ndarray() for r in resampler.resample(None)]
-    return round(first * rate), np.concatenate(pieces, axis=1)
+    return round((_steady(stamps, base) if steady and stamps else first) * rate), np.concatenate(pieces, axis=1)
+
+
+def _steady(stamps: list[float], tick: float) -> float:
+    """Seconds of a sound's first sample, by the stamps of all its frames less what came before each: Matroska rounds them to milliseconds,
+    so sounds that are read from different places would be laid up to one apart. Frames count as long as they agree within a ``tick``;
+    the first does not, for after a search decoders cut it."""
+    low, high = -np.inf, np.inf
+    for stamp in stamps[1:] or stamps:
+        a, b = max(low, stamp - tick / 2), min(high, stamp + tick / 2)
+        if b - a < -1e-5:
+            break  # a gap in the sound
+        low, high = min(a, b), max(a, b)
+    return (low + high) / 2
 
 
 def _cut(sound: np.ndarray, first: int, start: int, end: int | None) -> np.ndarray:
