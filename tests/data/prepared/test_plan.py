@@ -5,16 +5,20 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import tubelet
+from tubelet.cli import run
 from tubelet.data.decode import PyavReader, forget_timelines
+from tubelet.data.prepared import make
 from tubelet.data.prepared.encode import encode_task
 from tubelet.data.prepared.options import PrepareSettings
 from tubelet.data.prepared.plan import FROM_START, PIECES, Origin, Survey, origins_of, patience, survey, tasks_of
 from tubelet.data.source import open_table
+from tubelet.errors import DataError
 
 SETTINGS = PrepareSettings(size=32, piece_seconds=1, gop=4, preset="ultrafast", crf=30)
 
@@ -82,3 +86,44 @@ def test_a_segment_behind_the_end_does_not_spoil_the_others(make_video: Callable
     assert made is not None
     assert (made.items, made.frames, made.partial) == (2, 20, ())
     assert made.bad == (("v.mp4#50-60", "no frame of the video lies between 50 s and 60 s"),)
+
+
+def test_where_nothing_can_be_read_there_is_no_set(tmp_path: Path) -> None:
+    (tmp_path / "v").mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / "v" / name).write_text("no video")
+    with pytest.raises(DataError, match=r"none of the 2 items could be prepared, a\.mp4 for example: holds text, not a video; .*bad\.txt"):
+        tubelet.prepare(tmp_path / "v", tmp_path / "out", workers=1)
+    assert len((tmp_path / "out/bad.txt").read_text().splitlines()) == 5
+    assert not (tmp_path / "out/prepared.json").exists()
+
+
+def test_exit_codes_tell_a_set_from_none(make_video: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_video(tmp_path / "good/a.mp4", 10)
+    shutil.copytree(tmp_path / "good", tmp_path / "some")
+    for folder in ("some", "none"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "text.mp4").write_text("no video")
+    call = ["--set", "preset=ultrafast", "--workers", "1"]
+    codes = [run(["prepare", str(tmp_path / v), str(tmp_path / f"{v}-out"), *call]) for v in ("good", "some", "none")]
+    assert codes == [0, 1, 2]
+    assert run(["prepare", str(tmp_path / "good"), str(tmp_path / "good-out"), *call, "--set", "gop=3"]) == 2, "begun with another gop"
+    assert "settings.gop: the set has 16, this call 3" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_refused_before_it_is_begun(
+    make_video: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video = make_video(tmp_path / "v.mp4", 40, options={"crf": "0"})
+    said: list[str] = []
+    made = tubelet.prepare(video, tmp_path / "out", settings=["preset=ultrafast"], workers=1, say=said.append).made
+    assert made is not None
+    assert "40 frames of 1 videos in 1 pieces; 40 frames to encode, about" in said[0]
+    about = float(said[0].partition("about ")[2].split()[0]) * 1e9
+    assert made.bytes / 3 < about < 10 * made.bytes, "an estimate of the right order"
+    monkeypatch.setattr(make.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(
+        DataError, match=r"about .* GB are needed and 1e-06 GB are free; take a smaller size, a higher crf, or another disk"
+    ):
+        tubelet.prepare(video, tmp_path / "other", settings=["preset=ultrafast"], workers=1)
+    assert not list((tmp_path / "other/shards").iterdir())

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -16,7 +15,7 @@ from tubelet.cli.collect import CHECKS, SETTINGS, Command, one_of
 from tubelet.cli.faults import say, speaks
 from tubelet.cli.options import DATA, OUTPUT, RUN, examples, flag, option
 from tubelet.cli.show import list_failures, progress
-from tubelet.errors import ConfigError
+from tubelet.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from tubelet.data.source import Images
@@ -103,8 +102,29 @@ def prepare(
     OUT is then a source like any other: the same items, labels, order and frames. Stopped at any moment, the same command goes on. For
     several machines, each makes a part (--part 3/16 on the third of 16), and --merge joins them.
 
-    Exit code 0: all was prepared, 1: some videos could not be read, 2: nothing was prepared.
+    Exit code 0: all was prepared, 1: some videos could not be read, or only in part, 2: it stopped, and the message says why.
     """
+    try:
+        return _prepare(
+            paths,
+            merge=merge,
+            quiet=quiet,
+            settings=settings,
+            size=size,
+            split=split,
+            labels=labels,
+            images=cast("Images", images),
+            exclude=exclude,
+            part=part,
+            engine=cast(Any, engine),
+            workers="auto" if workers is None else workers,
+            timeout=timeout,
+        )
+    except DataError as error:  # 1 would say that the set is there
+        raise ConfigError(str(error)) from None
+
+
+def _prepare(paths: Sequence[str], *, merge: bool, quiet: bool, **how: Any) -> int:
     *sources, out = paths
     if merge:
         if sources:
@@ -114,22 +134,7 @@ def prepare(
         if not sources:
             raise ConfigError(f"give the videos and then the folder to write: tubelet prepare {out} prepared/", where="tubelet prepare")
         with _bar(quiet) as step:
-            found = tubelet.prepare(
-                sources,
-                out,
-                settings=settings,
-                size=size,
-                split=split,
-                labels=labels,
-                images=cast("Images", images),
-                exclude=exclude,
-                part=part,
-                engine=cast(Any, engine),
-                workers="auto" if workers is None else workers,
-                timeout=timeout,
-                progress=step,
-                say=None if quiet else say,
-            )
+            found = tubelet.prepare(sources, out, progress=step, say=None if quiet else say, **how)
     if not quiet:
         typer.echo(str(found))
     made = found.made
@@ -137,8 +142,6 @@ def prepare(
         return 0
     list_failures(made.bad, made.items + len(made.bad))
     list_failures(made.partial, made.items, what="items, some frames of them,")
-    if not made.items:
-        raise ConfigError(f"none of the {len(made.bad)} items could be prepared; {Path(out) / 'bad.txt'} says why")
     return 1 if made.bad or made.partial else 0
 
 

@@ -38,7 +38,8 @@ class Made:
 
 
 def merge(out: Path, sources: str = "") -> Made:
-    """Write the index of a set whose parts are all done. Raises DataError naming those that are missing."""
+    """Write the index of a set whose parts are all done. Raises DataError naming those that are missing, or where no item could be
+    prepared: then there is only the list of bad ones."""
     with told(out):
         about = _begun(out)
         with alone(out / WORK / "set.lock"):
@@ -62,6 +63,9 @@ def _merge(out: Path, about: dict[str, Any], sources: str) -> Made:
     write_whole(out / MANIFEST, "".join(json.dumps(_shown(p), ensure_ascii=False) + "\n" for p in pieces))
     title = f"tubelet prepare: {len(bad)} of {len(items)} items could not be prepared; use: --exclude @{BAD}"
     write_whole(out / BAD, list_keys(bad, title))
+    if not good:
+        (out / HEAD).unlink(missing_ok=True)
+        raise DataError(f"none of the {len(bad)} items could be prepared, {bad[0][0]} for example: {bad[0][1]}; {out / BAD} lists them all")
     listed = [{"name": path.name, "bytes": size} for path, size in shards]
     made = Made(
         items=len(good),
