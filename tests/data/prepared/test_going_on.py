@@ -188,3 +188,5 @@ def test_tasks_are_a_function_of_their_videos(videos: Path) -> None:
     whole = [p.video for p in encode_task(task, settings, 30).pieces]
     alone = [encode_task(make.replace(task, cuts=(cut,)), settings, 30).pieces[0].video for cut in task.cuts]
     assert whole == alone
+    for wanted in (b"threads=1 ", b"mbtree=0 ", b"bframes=0 ", b"ref=1 ", b"keyint=4 ", b"scenecut=0 "):
+        assert wanted in whole[0], "x264 writes its settings into the stream"

@@ -12,6 +12,7 @@ import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -22,7 +23,7 @@ import tubelet
 from tubelet.data.audio import read_audio
 from tubelet.data.decode import read_frames
 from tubelet.data.loader import VideoFeed
-from tubelet.data.prepared import on_ray
+from tubelet.data.prepared import make, on_ray
 from tubelet.data.prepared.motion import BLOCK, UNIT
 from tubelet.data.prepared.plan import cut_pieces
 from tubelet.data.prepared.reader import PreparedReader
@@ -289,14 +290,18 @@ def test_killed_at_any_moment_it_goes_on(numbered_set: Path, made: Path, tmp_pat
         assert len(archive.getnames()) == 2 * len(contents(out)), "nothing twice, nothing half"
 
 
-def test_a_full_disk_is_told_and_loses_nothing(numbered_set: Path, made: Path, tmp_path: Path) -> None:
+def test_a_disk_that_fills_is_told_and_loses_nothing(
+    numbered_set: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small = tmp_path / "small"
     small.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(small)], capture_output=True).returncode:
         pytest.skip("mounting a small tmpfs is not allowed here (needs root)")
     try:
+        monkeypatch.setattr(make.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))  # there was room when it began
         with pytest.raises(DataError, match="the disk is full; free some space and run the same command again, finished pieces are kept"):
             tubelet.prepare(numbered_set, small / "set", settings=SMALL, workers=1)
+        monkeypatch.undo()
         subprocess.run(["mount", "-o", "remount,size=8m", str(small)], check=True)
         tubelet.prepare(numbered_set, small / "set", settings=SMALL, workers=1)
         assert contents(small / "set") == contents(made)

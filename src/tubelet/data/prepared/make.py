@@ -27,7 +27,7 @@ from tubelet.errors import ConfigError, DataError
 Engine = Literal["processes", "ray"]
 Progress = Callable[[str, int, int], None]
 WORK = "work"  # in the set's folder: what is needed until it is merged
-BITS = 0.25  # a pixel at the default quality, measured on action clips; still scenes take 0.1, noise 0.5
+BITS = 0.28  # a pixel at the default quality, measured on action clips; still scenes take 0.1, noise 0.5
 GROWN = 2.0  # what re-encoding can make of a file that was small for its pixels
 FRAME, PIECE = 50, 3000  # bytes in journal and index, and around the frames of a piece
 SOUND = 128_000  # bits a second
