@@ -174,3 +174,10 @@ def test_a_length_in_steps_replaces_the_recipes_epochs():
     assert recipe.load("tiny-cpu", ["train.epochs=2"]).stages[0].train.epochs == 2
     with pytest.raises(ConfigError, match="either epochs or steps"):
         recipe.load("tiny-cpu", ["steps=3", "epochs=2"])
+
+
+def test_steps_replace_epochs_in_fine_tuning_too():
+    from tubelet import finetune_recipe
+
+    train = finetune_recipe.load("finetune-tiny-cpu", ["steps=3"]).train
+    assert (train.steps, train.epochs) == (3, None)

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from tubelet import recipe as recipe_book
-from tubelet.config import Settings, overlay, parse, read_yaml
+from tubelet.config import Settings, parse, read_yaml
 from tubelet.data.settings import DataSettings, Views
 from tubelet.errors import ConfigError
 from tubelet.methods.classifier import Config as ClassifierConfig
@@ -86,7 +86,7 @@ def load(recipe: str | Path, settings: Sequence[str] = ()) -> FinetuneRecipe:
     data = read_yaml(path)
     if "classifier" not in data:
         raise ConfigError(f"{recipe} is no recipe of fine-tuning (it has no classifier); finetune takes {', '.join(names())}")
-    return parse(FinetuneRecipe, overlay(data, [_whole(text) for text in settings]), where=str(recipe))
+    return parse(FinetuneRecipe, recipe_book.lay(data, [_whole(text) for text in settings]), where=str(recipe))
 
 
 def origins(recipe: str | Path, settings: Sequence[str], trained: DataSettings) -> dict[str, str]:

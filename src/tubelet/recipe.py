@@ -162,7 +162,7 @@ def _given(stage: dict[str, Any], settings: Sequence[str], source: str, size: st
         stage = _resized(stage, size)
         origin = {leaf: origin.get(leaf) or _kind_of(origin, leaf) or "--size" for leaf in _leaves(stage)} | {"method.size": "--size"}
     for text in settings:
-        stage = _set(stage, [text])
+        stage = lay(stage, [text])
         path = text.partition("=")[0].strip()
         value: Any = stage
         for key in path.split("."):
@@ -219,7 +219,7 @@ def _probe_stage() -> dict[str, Any]:
 
 def _with_settings(stages: list[dict[str, Any]], settings: list[str]) -> list[dict[str, Any]]:
     if len(stages) == 1:
-        return [_set(stages[0], [_short(s) for s in settings])]
+        return [lay(stages[0], [_short(s) for s in settings])]
     known = {str(s.get("name", i)): i for i, s in enumerate(stages)}
     out, problems = list(stages), []
     chosen: dict[str, list[str]] = {}
@@ -230,13 +230,13 @@ def _with_settings(stages: list[dict[str, Any]], settings: list[str]) -> list[di
             continue
         chosen.setdefault(head, []).append(_short(rest))
     for head, texts in chosen.items():
-        out[known[head]] = _set(out[known[head]], texts)
+        out[known[head]] = lay(out[known[head]], texts)
     if problems:
         raise ConfigError(problems)
     return out
 
 
-def _set(stage: dict[str, Any], texts: list[str]) -> dict[str, Any]:
+def lay(stage: dict[str, Any], texts: list[str]) -> dict[str, Any]:
     """A stage with settings laid over it. A length given in steps replaces the recipe's in epochs, and the other way round."""
     stage = overlay(stage, texts)
     train = stage.get("train")

@@ -124,3 +124,10 @@ def test_the_report_reads_as_text(videos: Path):
     assert lines[0].split(maxsplit=1) == ["items", "3: 2 fine, 0 with warnings, 1 bad (3 videos)"]
     assert lines[-1] == "c[b]*.mp4: holds text, not a video"
     assert dict(report.overview())["duration"] == "2.4 s in all; shortest 1.2 s, median 1.2 s, longest 1.2 s"
+
+
+def test_a_dash_prints_the_json_and_nothing_else(cli, videos: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    got = cli("check", str(videos), "--json", "-")
+    assert json.loads(got.out)["n_total"] == len(json.loads(got.out)["items"]) > 0
+    assert not (tmp_path / "-").exists()

@@ -263,3 +263,12 @@ def test_real_tables(shared) -> None:
     assert open_table(shared("data/faces/grid_s1/split.csv"), labels="digit").labels.max() == 9
     with pytest.raises(DataError, match="no column that names the file"):
         open_table(shared("data/long/speaker_sentences.csv"))
+
+
+def test_a_manifest_inside_a_folder_is_named_where_it_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips/a.mp4").write_bytes(b"x")
+    (tmp_path / "manifest.csv").write_text("path,label\nclips/a.mp4,x\n")
+    assert any("holds manifest.csv, which is not read" in note for note in open_table(tmp_path).notes)
+    assert not open_table(tmp_path, labels="none").notes
+    assert not open_table(tmp_path / "manifest.csv").notes

@@ -123,6 +123,14 @@ def test_every_block_names_its_language():
     assert not bare, bare
 
 
+def test_no_page_is_left_unfinished():
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    left = [
+        f"{p.name}: {m[0]}" for p in pages for m in [re.search(r"^(FIGURES|TODO|TBD|XXX)\b.*$", p.read_text(encoding="utf-8"), re.M)] if m
+    ]
+    assert not left
+
+
 def test_every_example_is_tried():
     assert sorted({p.stem for p in EXAMPLES}) == sorted([*MASKINGS, *METHODS])
 

@@ -388,3 +388,11 @@ def test_damaged_files_give_a_page(tmp_path: Path, data: bytes):
     for name in ("run.json", "metrics.jsonl", "config.yaml", "bad_videos.jsonl", "items.txt", "results.json", "model.safetensors"):
         (tmp_path / name).write_bytes(data)
     assert "Settings" in words_of(render(tmp_path))
+
+
+def test_the_hardest_clips_of_a_test():
+    from tubelet.viz.report.scores import hardest
+
+    clip = {"key": "a.mp4", "true": "run", "predicted": "sit", "probability": 0.036}
+    assert hardest([{"hardest": [clip]}]) == [("a.mp4", "run, taken for sit", "3.6\u00a0%")]
+    assert hardest([]) == hardest([{}]) == hardest([{"hardest": "damaged"}]) == []

@@ -15,7 +15,7 @@ from tubelet.api._common import CacheProgress, Sources, build
 from tubelet.api._replay import SHOWN, Replay, examine, part
 from tubelet.api.pretraining import augmentation, initialise
 from tubelet.api.watching import clip_figures
-from tubelet.config import import_file, parse
+from tubelet.config import import_file, parse, read_yaml
 from tubelet.core import Step, Trainable
 from tubelet.data.loader import VideoFeed
 from tubelet.data.places import is_url
@@ -121,6 +121,8 @@ def _find(run: Path, step: int, train: bool, say: Callable[[str], None]) -> _Pla
         names = [k for k in StageSettings.model_fields if k in meta["config"]]
         stage = parse(StageSettings, {k: meta["config"][k] for k in names}, where=str(checkpoint.path))
         return _Place(stage.model_copy(update={"name": run.name}), checkpoint, meta, checkpoint.step)
+    if "classifier" in read_yaml(run / "config.yaml"):
+        raise ConfigError(f"{run} is a fine-tuned classifier; replay does the steps of pre-training")
     stages = list(recipe_book.load(run / "config.yaml").stages)
     if len(stages) > 1:
         inside = ", ".join(str(run / s.name) for s in stages)

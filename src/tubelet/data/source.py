@@ -138,13 +138,16 @@ def _folder(place: Place, ask: _Ask) -> _Part:
     first = {r.key.split("/")[0] if "/" in r.key else "" for r in rows}
     depth = 1 if first <= SPLITS else 0
     labelled = _folder_labels(rows, depth, ask, place.name)
+    manifests = [name for name in ("manifest.csv", "manifest.jsonl") if place.has(name)]
     if ask.split is None:
-        return _Part(labelled, frozenset(r.label for r in labelled if r.label is not None), notes)
+        found = frozenset(r.label for r in labelled if r.label is not None)
+        if manifests and not found and ask.labels != "none":
+            notes += (f"{place.name} holds {manifests[0]}, which is not read: give that file to use its labels and splits",)
+        return _Part(labelled, found, notes)
     names = frozenset(r.label for r in labelled if r.label is not None)
     inside = [r for r in labelled if r.key.startswith(ask.split + "/")]
     if not inside:
         there = sorted(first - {""})
-        manifests = [name for name in ("manifest.csv", "manifest.jsonl") if place.has(name)]
         hint = f". Its splits may be in {manifests[0]}: give that file instead of the folder" if manifests else ""
         raise DataError(
             f"{place.name} has no sub-folder {ask.split!r}{did_you_mean(ask.split, there)}; it has {', '.join(there) or 'none'}{hint}"

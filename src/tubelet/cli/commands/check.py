@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ SHOWN = 20  # bad items listed on the terminal
 
 def _writable(path: Path | None) -> Path | None:
     """Refuses, before minutes of work, a file that could not be written after them."""
-    if path is not None:
+    if path is not None and path != Path("-"):
         folder = next((p for p in path.absolute().parents if p.exists()), path)
         if path.is_dir():
             raise typer.BadParameter(f"'{path}' is a folder; give a file")
@@ -54,7 +55,7 @@ def check(
     ] = None,
     json_out: Annotated[
         Path | None,
-        option("Write everything that is known of every item as JSON.", "--json", panel=OUTPUT, metavar="FILE", callback=_writable),
+        option("Everything that is known of every item, as JSON; - prints it.", "--json", panel=OUTPUT, metavar="FILE", callback=_writable),
     ] = None,
     split: Annotated[
         str | None, option("Only this split: a manifest's split, or a sub-folder.", "--split", panel=DATA, metavar="NAME")
@@ -105,9 +106,11 @@ def check(
         raise ConfigError(str(error)) from None
     if bad is not None:
         report.write_bad(bad)
-    if json_out is not None:
+    if json_out == Path("-"):
+        typer.echo(json.dumps(report.as_dict(), indent=1, allow_nan=False))
+    elif json_out is not None:
         report.save_json(json_out)
-    if not quiet:
+    if not quiet and json_out != Path("-"):
         _show(report, bad)
     return 1 if report.n_bad else 0
 

@@ -78,6 +78,7 @@ def _part(name: str, part: Part, run: Run, budget: int) -> dict[str, Any]:
         "results": scores.results(part.scores),
         "confusion": confusion,
         "mistakes": scores.mistakes(part.scores),
+        "hardest": scores.hardest(part.scores),
         "chosen": chosen,
         "rest": rest,
         "recorded": bool(part.origins),

@@ -113,7 +113,8 @@ def _again(run: Run) -> list[tuple[str, str]]:
     part = next(p for p in run.parts if p.ended != "complete")
     told = next((p.facts for p in run.parts if p.facts), {})
     out = []
-    if part.facts.get("stopped_by") == "NonFiniteError" and (found := re.search(r"step (\d+)", text(part.facts.get("error")))):
+    replayed = "classifier" not in part.config  # replay does the steps of pre-training only
+    if replayed and part.facts.get("stopped_by") == "NonFiniteError" and (found := re.search(r"step (\d+)", text(part.facts.get("error")))):
         out.append(("Where it went wrong, and in which videos", _line("replay", str(part.folder), found[1])))
     known, sources = told.get("command"), run.sources or ["SOURCES"]
     where = f" (in {text(told['folder'])})" if told.get("folder") else ""

@@ -48,6 +48,17 @@ def _score(found: Mapping[str, Any], value: float, name: str) -> list[tuple[str,
     return out
 
 
+def hardest(scores: Sequence[Any], most: int = 8) -> list[tuple[str, str, str]]:
+    """(clip, true class and what it was taken for, probability of the true class) of the hardest clips in the first score."""
+    found = mapping(scores[0]).get("hardest") if scores else None
+    rows = []
+    for clip in [mapping(c) for c in (found if isinstance(found, list) else [])][:most]:
+        chance = figure(clip.get("probability"))
+        taken = f"{text(clip.get('true'))}, taken for {text(clip.get('predicted'))}"
+        rows.append((text(clip.get("key")), taken, "" if chance is None else written(chance, "share")))
+    return rows
+
+
 def mistakes(scores: Sequence[Any], most: int = 8) -> list[tuple[str, str, str]]:
     """(true class, predicted class, how often) of the most frequent mistakes in the first score."""
     found = mapping(scores[0]).get("confused") if scores else None
