@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ class Mask:
 
     ``visible`` (B, V) and ``target`` (B, M): int64 raster indices of ``grid``, in any order; they may overlap, M may be 0.
     ``weight`` (B, M): loss weight of each answer, 0 = not scored, None = 1. ``visible_valid`` (B, V) and ``target_valid``
-    (B, M): bool, False = padding, None = all real. ``logp`` (B, N): log-probability of a learned sampler, with gradient.
+    (B, M): bool, False = padding, None = all real. ``logp`` (B, N): log-probability of a learned sampler, with gradient. ``log``: detached
+    scalars about how the mask came about, such as the share of samples that its guide could say something about.
     Shapes and dtypes are checked here (ValueError); values by :meth:`validate`, which reads them and so waits for the device.
     """
 
@@ -27,6 +29,7 @@ class Mask:
     visible_valid: Tensor | None = None
     target_valid: Tensor | None = None
     logp: Tensor | None = None
+    log: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("visible", "target"):

@@ -79,13 +79,16 @@ class Decoder(Protocol):
 class Field:
     """What a guide says, aligned with the pixels the model sees.
 
-    ``data`` (B, C, T', H', W'), T' may be T or T-1. ``kind``: how to resize, pool and flip it. ``ok`` (B,) bool, False = the guide
-    had nothing to say: the masker falls back and the run counts it.
+    ``data`` (B, C, T', H', W') over the clip's whole area. T' frames: all T of the clip, its slots, one for all, or, for flow, T - 1 pairs.
+    ``kind``: how to resize and pool it. Flow is (dx, dy) in pixels of the clip, to the right and down: with T' = T from the frame before to
+    this one, with T' = T - 1 from frame k to k + 1; four channels hold the way back, from k + 1 to k, too. ``ok`` (B,) bool, False = the
+    guide had nothing to say: the masker falls back and the run counts it. ``log``: detached scalars, shown with the losses.
     """
 
     data: Tensor
     kind: Literal["score", "flow", "label"]
     ok: Tensor | None = None
+    log: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Guide(nn.Module, ABC):
@@ -94,18 +97,25 @@ class Guide(nn.Module, ABC):
     needs: frozenset[str] = frozenset()
 
     @abstractmethod
-    def forward(self, batch: Batch, stream: str) -> Field: ...
+    def forward(self, batch: Batch, stream: str) -> Field:
+        """What there is to say about one stream of a batch."""
 
 
 class Masker(nn.Module, ABC):
-    """A masking strategy; may own a guide or parameters. The first mask it makes is checked value by value."""
+    """A masking strategy; may own a guide or parameters. The first mask it makes is checked value by value.
+
+    ``needs``: streams (and "text") that the loader must bring. ``reads_tokens``: it wants the embedded tokens of the whole clip.
+    ``weight``: of its loss.
+    """
 
     needs: frozenset[str] = frozenset()
+    reads_tokens: bool = False
+    weight: float = 1.0
     _checked = False
 
     @abstractmethod
     def forward(self, grid: TokenGrid, batch: Batch, stream: str, at: Step, tokens: Tensor | None = None) -> Mask:
-        """The mask of one stream. ``tokens`` (B, N, D): the embedded tokens, for learned maskers."""
+        """The mask of one stream. ``tokens`` (B, N, D): the embedded tokens without positions, for learned maskers."""
 
     def __call__(self, grid: TokenGrid, batch: Batch, stream: str, at: Step, tokens: Tensor | None = None) -> Mask:
         mask = super().__call__(grid, batch, stream, at, tokens)
@@ -159,32 +169,57 @@ class Method(Trainable):
 class Frozen(nn.Module):
     """An outside or earlier model: in eval mode, without gradient, not saved, not wrapped, not averaged.
 
-    ``path`` and ``sha256`` of its weights are what a run records of it.
+    ``path`` and ``sha256`` of its weights are what a run records of it. ``opens``: instead of a module, how to get one and its sha256, when
+    it is used for the first time or :meth:`open` is called: a run can then be loaded where the outside model is absent and not needed.
     """
 
-    def __init__(self, module: nn.Module | Callable[..., Any], *, path: str | None = None, sha256: str | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module | Callable[..., Any] | None = None,
+        *,
+        path: str | None = None,
+        sha256: str | None = None,
+        opens: Callable[[], tuple[nn.Module, str | None]] | None = None,
+    ) -> None:
         super().__init__()
-        self.path, self.sha256 = path, sha256
+        if (module is None) == (opens is None):
+            raise ValueError("a frozen model is given as a module or as a way to open one")
+        self.path, self.sha256, self._opens = path, sha256, opens
+        self._device = torch.device("cpu")
+        self._inner: tuple[Any, ...] = ()  # in a tuple: invisible to state_dict(), parameters(), DDP
+        if module is not None:
+            self._take(module)
+
+    def _take(self, module: nn.Module | Callable[..., Any]) -> None:
         if isinstance(module, nn.Module):
             module.requires_grad_(False).eval()
-        self._inner = (module,)  # in a tuple: invisible to state_dict(), parameters(), DDP
+        self._inner = (module,)
+
+    def open(self) -> Frozen:
+        """Get the model now, so that what is wrong with it is said before hours of work. Raises what opening it raises."""
+        if not self._inner:
+            assert self._opens is not None
+            module, self.sha256 = self._opens()
+            self._take(module.to(self._device))
+        return self
 
     @property
     def inner(self) -> Any:
         """The wrapped model or callable."""
-        return self._inner[0]
+        return self.open()._inner[0]
 
     def train(self, mode: bool = True) -> Frozen:
         return super().train(False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frozen:
-        if isinstance(self.inner, nn.Module):
+        self._device = fn(torch.empty(0, device=self._device)).device
+        if self._inner and isinstance(self.inner, nn.Module):
             self.inner._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Frozen:
         twin = Frozen(copy.copy, path=self.path, sha256=self.sha256)
-        twin._inner = self._inner
+        twin._inner, twin._opens, twin._device = self._inner, self._opens, self._device
         return twin
 
     @torch.no_grad()

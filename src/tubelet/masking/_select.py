@@ -1,4 +1,4 @@
-"""What every masking strategy needs: how many tokens are hidden, and index sets from a map of hidden places."""
+"""What every masking strategy needs: how many tokens are hidden, which ones by their scores, and index sets from a map of hidden places."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tubelet.core import Mask, TokenGrid
+from tubelet.core import Draw, Mask, TokenGrid
 from tubelet.errors import ConfigError
 
 Rounding = Literal["hidden", "visible"]
+Select = Literal["top", "bottom", "random"]
 
 
 def hidden_count(ratio: float, n: int, rounding: Rounding, what: str = "tokens") -> int:
@@ -26,10 +27,36 @@ def hidden_count(ratio: float, n: int, rounding: Rounding, what: str = "tokens")
     return hidden
 
 
+def places(grid: TokenGrid) -> tuple[int, int, int]:
+    """(slots, rows, columns) of a video's grid. Raises ConfigError for another lattice."""
+    if grid.axes != ("t", "h", "w"):
+        raise ConfigError(f"this masking works on videos, whose tokens have slots, rows and columns, not on a grid of {grid.axes}")
+    t, h, w = grid.shape
+    return t, h, w
+
+
 def first(order: Tensor, count: int) -> Tensor:
-    """(B, n) bool, True at the first ``count`` entries of each row's permutation ``order`` (B, n)."""
+    """(..., n) bool, True at the first ``count`` entries of each row's permutation ``order`` (..., n)."""
     chosen = torch.zeros_like(order, dtype=torch.bool)
-    return chosen.scatter_(1, order[:, :count], True)
+    return chosen.scatter_(-1, order[..., :count], True)
+
+
+def pick(scores: Tensor, count: int, select: Literal["top", "bottom"] = "top") -> Tensor:
+    """(..., n) bool, True at exactly ``count`` places of every row: those of the highest (lowest) scores; of equal ones the first in
+    raster order."""
+    return first(torch.argsort(scores, dim=-1, descending=select == "top", stable=True), count)
+
+
+def slots(scores: Tensor, ok: Tensor | None, draw: Draw, count: int, select: Select = "top") -> Tensor:
+    """(B, S, n) scores -> (B, S, n) bool: ``count`` places of every slot, by score or at random (draws ``mask``).
+
+    Samples that are not ``ok`` (B,), or whose scores are not all finite, get places at random.
+    """
+    chance = draw.uniform("mask", *scores.shape[1:])
+    if select == "random":
+        return pick(chance, count)
+    usable = scores.isfinite().flatten(1).all(1) if ok is None else ok & scores.isfinite().flatten(1).all(1)
+    return pick(torch.where(usable[:, None, None], scores.float(), chance), count, select)
 
 
 def split(grid: TokenGrid, hidden: Tensor, count: int) -> Mask:
