@@ -34,7 +34,7 @@ class Settings(BaseModel):
 
 
 _user_kinds: dict[str, types.ModuleType] = {}
-FAMILIES = ("tubelet.masking", "tubelet.methods", "tubelet.playground")
+FAMILIES = ("tubelet.masking", "tubelet.methods", "tubelet.playground", "tubelet.guides")
 
 
 def import_file(path: str | Path) -> str:

@@ -16,9 +16,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tubelet import weights
 from tubelet.errors import CheckpointError
-from tubelet.interop import weights
-from tubelet.interop.weights import PASSED, prefix_of, read_weights, without_prefix
+from tubelet.weights import PASSED, prefix_of, read_weights, without_prefix
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.ones(2), "half": torch.full((4,), 0.5, dtype=torch.float16)}
 

@@ -16,7 +16,6 @@ from tubelet.api.loading import Loaded, _tensors, load
 from tubelet.config import import_file, parse
 from tubelet.data.settings import DataSettings, Views
 from tubelet.errors import CheckpointError, ConfigError
-from tubelet.interop.weights import is_foreign
 from tubelet.methods.classifier import Classifier
 from tubelet.methods.classifier import Config as ClassifierConfig
 from tubelet.nn.init import truncated
@@ -25,6 +24,7 @@ from tubelet.nn.video import VideoEncoder
 from tubelet.recipe import StageSettings
 from tubelet.train.checkpoint import read_meta
 from tubelet.train.distributed import pick_device
+from tubelet.weights import is_foreign
 
 Shape = tuple[int, int, int]
 

@@ -16,11 +16,11 @@ from tubelet.data.settings import DataSettings
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.interop import videomae
 from tubelet.interop.outside import EncoderOnly, Report
-from tubelet.interop.weights import is_foreign, read_weights
 from tubelet.nn.video import VideoEncoder
 from tubelet.recipe import StageSettings
 from tubelet.train.checkpoint import Checkpoints, read_meta, read_tensors
 from tubelet.train.distributed import pick_device
+from tubelet.weights import is_foreign, read_weights
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from tubelet.api._record import command_line, listed, reported, write_report
 from tubelet.api._supply import supply
 from tubelet.api.watching import make_hooks
 from tubelet.config import did_you_mean, import_file, to_yaml
-from tubelet.core import Stage, Trainable
+from tubelet.core import Frozen, Stage, Trainable
 from tubelet.data.augment import Augment
 from tubelet.data.loader import VideoFeed
 from tubelet.data.source import open_table
@@ -130,6 +130,7 @@ def _train_stage(
     refuse_other_run(folder, resume)  # before anything is read that takes long
     device = pick_device(s.train.device)
     model = build(s)
+    open_outside(model)
     initialise(model, stage, root)
     with process_group(device) as ranks:
         speak = ranks.first and not quiet
@@ -203,6 +204,13 @@ def _check_init(plan: Recipe) -> None:
                 )
     if problems:
         raise ConfigError(problems)
+
+
+def open_outside(model: Trainable) -> None:
+    """Get the outside models that a model uses, so that a missing one is said before the work begins. Raises what opening them raises."""
+    for module in model.modules():
+        if isinstance(module, Frozen):
+            module.open()
 
 
 def initialise(model: Trainable, stage: Stage | StageSettings, root: Path) -> None:

@@ -105,12 +105,12 @@ class Masker(nn.Module, ABC):
     """A masking strategy; may own a guide or parameters. The first mask it makes is checked value by value.
 
     ``needs``: streams (and "text") that the loader must bring. ``reads_tokens``: it wants the embedded tokens of the whole clip.
-    ``weight``: of its loss.
+    ``loss_weight``: of what it learns beside the method's losses.
     """
 
     needs: frozenset[str] = frozenset()
     reads_tokens: bool = False
-    weight: float = 1.0
+    loss_weight: float = 1.0
     _checked = False
 
     @abstractmethod

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from tubelet.config import overlay, parse
 from tubelet.errors import CheckpointError, ConfigError
+from tubelet.interop import adamae
 from tubelet.interop.outside import EncoderOnly, Report, fill, some
-from tubelet.interop.weights import prefix_of, without_prefix
 from tubelet.methods.videomae import Config
 from tubelet.nn.encoder import SIZES
+from tubelet.weights import prefix_of, without_prefix
 
 Layout = Literal["pretrain", "classifier"]
 
@@ -39,9 +40,14 @@ _REST: dict[Layout, dict[str, str]] = {
 }
 
 
+_TABLES = ("position.rows", "sampler.position")  # which official files keep with a leading 1
+
+
 def _pairs(layout: Layout) -> dict[str, str]:
-    prefix = "encoder." if layout == "pretrain" else ""
-    return {ours: prefix + official for ours, official in _ENCODER.items()} | _REST[layout]
+    if layout == "classifier":
+        return _ENCODER | _REST[layout]
+    # The sampler first: one of its names begins like the table of positions.
+    return {ours: "encoder." + official for ours, official in (adamae.SAMPLER | _ENCODER).items()} | _REST[layout]
 
 
 def official_name(name: str, layout: Layout) -> str:
@@ -63,12 +69,12 @@ def our_name(name: str, layout: Layout) -> str:
 def from_official(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     """An official state dict under our names, position tables without their leading 1. Raises CheckpointError for unknown keys."""
     named = {our_name(name, layout): value for name, value in state.items()}
-    return {name: value[0] if name.endswith("position.rows") else value for name, value in named.items()}
+    return {name: value[0] if name.endswith(_TABLES) else value for name, value in named.items()}
 
 
 def to_official(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     """Our state dict under the official names: the inverse of :func:`from_official`."""
-    named = {name: value[None] if name.endswith("position.rows") else value for name, value in state.items()}
+    named = {name: value[None] if name.endswith(_TABLES) else value for name, value in state.items()}
     return {official_name(name, layout): value for name, value in named.items()}
 
 

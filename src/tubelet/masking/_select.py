@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -59,10 +60,10 @@ def slots(scores: Tensor, ok: Tensor | None, draw: Draw, count: int, select: Sel
     return pick(torch.where(usable[:, None, None], scores.float(), chance), count, select)
 
 
-def split(grid: TokenGrid, hidden: Tensor, count: int) -> Mask:
+def split(grid: TokenGrid, hidden: Tensor, count: int, log: Mapping[str, Tensor] | None = None) -> Mask:
     """A mask from (B, N) bool that is True at exactly ``count`` places of every row; both index sets in raster order.
 
     The count is the caller's word: nothing waits for the device. (The first mask of every masker is validated.)
     """
     order = torch.argsort(hidden.to(torch.uint8), dim=1, stable=True)
-    return Mask(grid, order[:, : grid.n - count], order[:, grid.n - count :])
+    return Mask(grid, order[:, : grid.n - count], order[:, grid.n - count :], log=log or {})

@@ -2,7 +2,8 @@
 
     pixels -> cubes -> [mask] -> visible cubes -> encoder -> bridge -> decoder reads visible + mask tokens -> pixels of asked cubes
 
-The mask decides the rest: tube (VideoMAE), any other strategy, or a target set of its own with weights (VideoMAE V2).
+The mask decides the rest: tube (VideoMAE), any other strategy, or a target set of its own with weights (VideoMAE V2). With ``align`` the
+visible tokens must find their clip's caption, too (the unified framework of TGM), whatever the mask.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from tubelet.config import Settings
 from tubelet.core import Batch, Group, Losses, Mask, Masker, Method, Step, TokenGrid, Tokens
 from tubelet.errors import ConfigError
+from tubelet.methods._align import AlignConfig, Alignment
 from tubelet.methods._groups import decay_groups
 from tubelet.nn.attention import AttentionKind
 from tubelet.nn.block import stack
@@ -55,7 +57,8 @@ class Config(Settings):
     ``attention``: "qv_bias" as released, "bias", "no_bias", "cosine". ``eps``: of every
     LayerNorm. ``drop_path``, ``dropout``: chances in the encoder. ``loss``: how an answer's error is measured. ``init_values`` > 0 adds
     LayerScale. ``mean``, ``std``: per channel in [0, 1] units, or one for all (default ImageNet).
-    ``init``: how the encoder starts, "xavier" for pre-training, "truncated" for a classifier from scratch.
+    ``init``: how the encoder starts, "xavier" for pre-training, "truncated" for a classifier from scratch. ``align``: with captions, None =
+    no.
     """
 
     kind: Literal["videomae"] = "videomae"
@@ -77,6 +80,7 @@ class Config(Settings):
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     init: Literal["xavier", "truncated"] = "xavier"
+    align: AlignConfig | None = None
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Config:
@@ -164,6 +168,7 @@ class Config(Settings):
             target=self.target,
             loss=self.loss,
             masking=masking,
+            align=None if self.align is None else self.align.build(dim=self.width),
         )
 
 
@@ -180,7 +185,15 @@ class VideoMAE(Method):
     """Reads visible cubes, answers with the pixels of the asked ones. Built by :class:`Config`."""
 
     def __init__(
-        self, *, encoder: VideoEncoder, decoder: Decoder, answers: int, target: PixelTarget, loss: LossKind, masking: Masker | None
+        self,
+        *,
+        encoder: VideoEncoder,
+        decoder: Decoder,
+        answers: int,
+        target: PixelTarget,
+        loss: LossKind,
+        masking: Masker | None,
+        align: Alignment | None = None,
     ) -> None:
         super().__init__()
         dim = decoder.position.dim
@@ -189,35 +202,51 @@ class VideoMAE(Method):
         self.decoder = decoder
         self.head = nn.Linear(dim, answers)
         xavier(self.head)
-        self.target, self.masking = target, masking
+        self.target, self.masking, self.align = target, masking, align
         self.loss: LossKind = loss
-        self.needs = frozenset({"video"}) | (frozenset() if masking is None else masking.needs)
+        self.needs = frozenset({"video"}) | (masking.needs if masking else frozenset()) | ({"text"} if align else frozenset())
 
     def mask(self, batch: Batch, at: Step) -> Mask:
         """Which cubes of the batch are read and which are asked for. Raises ConfigError for a model built without masking."""
         if self.masking is None:
             raise ConfigError("this model was built without masking: give one (for example masking: tube) to train or reconstruct")
-        return self.masking(self.encoder.grid(batch.stream("video").data), batch, "video", at)
+        video = batch.stream("video").data
+        tokens = self.encoder.cubes(video) if self.masking.reads_tokens else None
+        return self.masking(self.encoder.grid(video), batch, "video", at, tokens)
 
-    def predict(self, video: Tensor, mask: Mask, at: Step) -> Tensor:
-        """(B, C, T, H, W) -> (B, M, E): the decoder's answers for the asked cubes."""
-        visible = self.encoder(video, mask.visible, valid=mask.visible_valid, draw=at.draw.child("encoder"))
+    def see(self, video: Tensor, mask: Mask, at: Step) -> Tokens:
+        """(B, C, T, H, W) -> tokens of the visible cubes."""
+        return self.encoder(video, mask.visible, valid=mask.visible_valid, draw=at.draw.child("encoder"))
+
+    def answer(self, visible: Tokens, mask: Mask) -> Tensor:
+        """(B, M, E): what the decoder says about the asked cubes."""
         query = Tokens(self.mask_token(mask.target), mask.target, mask.grid, mask.target_valid)
         return self.head(self.decoder(visible, query))
 
+    def predict(self, video: Tensor, mask: Mask, at: Step) -> Tensor:
+        """(B, C, T, H, W) -> (B, M, E): both."""
+        return self.answer(self.see(video, mask, at), mask)
+
     def losses(self, phase: str, batch: Batch, at: Step) -> Losses:
-        """Mean error of the asked cubes. The log holds what answering zero everywhere would score."""
+        """Mean error of the asked cubes, what the masking learns from it, and the alignment. The log holds what answering zero everywhere
+        would score, and what mask and alignment say of themselves."""
         video, mask = batch.stream("video").data, self.mask(batch, at)
-        pred = self.predict(video, mask, at)
+        visible = self.see(video, mask, at)
+        pred = self.answer(visible, mask)
         target = self.target.rows(video, mask.grid, mask.target, self.encoder.pixels.mean, self.encoder.pixels.std)
         error = answer_error(pred, target, self.loss)
         weight = self._weight(mask)
         terms = {"pixels": (reduce(error, weight), 1.0)}
         learned = None if self.masking is None else self.masking.loss(mask, error.detach())
-        if learned is not None:
-            terms["masker"] = (learned, 1.0)
+        if self.masking is not None and learned is not None:
+            terms["masker"] = (learned, self.masking.loss_weight)
         zero = answer_error(torch.zeros_like(target), target, self.loss)
-        return Losses(terms, {"zero_answer": reduce(zero, weight)})
+        log = {"zero_answer": reduce(zero, weight), **mask.log}
+        if self.align is not None:
+            contrast, figures = self.align(visible, batch.text)
+            terms["contrast"] = (contrast, self.align.settings.weight)
+            log |= figures
+        return Losses(terms, log)
 
     @staticmethod
     def _weight(mask: Mask) -> Tensor | None:
@@ -235,6 +264,24 @@ class VideoMAE(Method):
         see :meth:`PixelTarget.pixels`."""
         mask = self.mask(batch, at)
         return Reconstruction(mask, self.predict(batch.stream("video").data, mask, at), self.target)
+
+    @property
+    def aligned(self) -> bool:
+        """Whether it can compare clips with texts."""
+        return self.align is not None
+
+    def embed_video(self, batch: Batch, stream: str = "video") -> Tensor:
+        """(B, width of the text encoder) of length 1, from all tokens. Raises ConfigError for a model that was not aligned."""
+        return self._alignment().video(self.encode(batch, stream))
+
+    def embed_text(self, texts: Sequence[str]) -> Tensor:
+        """(n, width) of length 1. Raises ConfigError as :meth:`embed_video`."""
+        return self._alignment().words(texts)
+
+    def _alignment(self) -> Alignment:
+        if self.align is None:
+            raise ConfigError("this model was not aligned with text: train it with method.align.model=FOLDER (recipe tgm)")
+        return self.align
 
     def groups(self, phase: str) -> list[Group]:
         """No weight decay on 1-D parameters, biases and the mask token (page section 4)."""

@@ -58,6 +58,10 @@ class VideoEncoder(nn.Module):
             raise ValueError(f"this model reads (B, {channels}, T, H, W), got {tuple(video.shape)}{hint}")
         return TokenGrid.of(video.shape[2:], self.embed.patch, AXES)
 
+    def cubes(self, video: Tensor) -> Tensor:
+        """(B, N, D): all embedded cubes, without positions: what a learned masking looks at."""
+        return self.embed.project(self.pixels(patchify(video, self.grid(video)), channel=2))
+
     def tokenise(self, video: Tensor, index: Tensor | None = None) -> Tokens:
         """Embedded cubes with their positions, before the blocks. ``index`` (B, K): which ones, None = all N in raster order."""
         grid = self.grid(video)

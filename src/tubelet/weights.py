@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -151,3 +152,17 @@ def without_prefix(state: Mapping[str, Tensor], prefix: str, where: str | Path) 
         twice = min(name.removeprefix(prefix) for name in state if name.startswith(prefix) and name.removeprefix(prefix) in state)
         raise CheckpointError(f"{where} holds {prefix}{twice} and {twice}: two models in one file; save the wanted one alone")
     return plain
+
+
+def sha256_of(path: str | Path) -> str:
+    """Of a file, or of the weight files of a folder by name. Raises CheckpointError where there are none."""
+    path = Path(path)
+    files = [path] if path.is_file() else sorted(p for p in path.glob("*") if p.suffix in (".safetensors", *ENDINGS))
+    if not files:
+        raise CheckpointError(f"{path}: no weights there (.safetensors, {', '.join(ENDINGS)})")
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as data:
+            while block := data.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
