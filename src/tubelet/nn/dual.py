@@ -97,20 +97,32 @@ class Alone(nn.Module):
 
 
 class PatchTower(nn.Module):
-    """(n, 3, H, W) in [0, 1] -> (n, rows, columns, D): a linear map, position, ``depth`` blocks, norm, projection. Few blocks keep a
-    patch's vector about its own place."""
+    """(n, 3, H, W) in [0, 1] -> (n, rows, columns, D): a linear map, position, ``depth`` blocks, norm, projection. ``heads`` None:
+    blocks without attention, so that a patch's vector is about its own place."""
 
     def __init__(
-        self, *, dim: int, depth: int, heads: int | None, patch: int, size: tuple[int, int], out: int, mean: Sequence[float], std:
-    Sequence[float] ) -> None:
+        self,
+        *,
+        dim: int,
+        depth: int,
+        heads: int | None,
+        patch: int,
+        size: tuple[int, int],
+        out: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
         super().__init__()
         self.size = size
         self.grid = TokenGrid.of((1, *size), (1, patch, patch), ("t", "h", "w"))
         self.pixels = Pixels(mean=mean, std=std, channels=3)
         self.embed = TubeletEmbed(dim=dim, patch=self.grid.patch)
         self.position = make_position("sincos3d", dim=dim, grid=self.grid)
-        blocks = nn.ModuleList(Alone(dim=dim) for _ in range(depth)) if heads is None else stack(dim=dim, depth=depth, heads=heads,
-        attention="bias") self.trunk = Encoder(blocks=blocks, norm=nn.LayerNorm(dim, eps=1e-6))
+        if heads is None:
+            blocks = nn.ModuleList(Alone(dim=dim) for _ in range(depth))
+        else:
+            blocks = stack(dim=dim, depth=depth, heads=heads, attention="bias")
+        self.trunk = Encoder(blocks=blocks, norm=nn.LayerNorm(dim, eps=1e-6))
         self.project = nn.Linear(dim, out, bias=False)
 
     def forward(self, frames: Tensor) -> Tensor:
