@@ -137,7 +137,9 @@ def _train_stage(
         for note in table.notes if speak else ():
             say(note)
         with CacheProgress(speak) as progress:
-            feed = VideoFeed(table, s.data, seed=s.train.seed, run_dir=folder, device=str(device), progress=progress)
+            feed = VideoFeed(table, s.data, seed=s.train.seed, run_dir=folder, device=str(device), progress=progress, needs=model.needs)
+        for note in feed.notes if speak else ():
+            say(note)
         plan = Plan(s.train, len(feed), world=ranks.world, tokens=model.tokens)
         yardstick = measured(model.to(device), s.data, s.train, device)
         chosen = supply(feed, model, s.data, s.train, plan, device, ranks)

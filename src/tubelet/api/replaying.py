@@ -64,11 +64,12 @@ def replay(
     table = _open(run, place.stage, sources)
     data = place.stage.data.model_copy(update={"max_bad_rate": 1.0})  # they are shown, not counted
     with CacheProgress(speak=True) as progress:
-        feed = VideoFeed(table, data, seed=settings.seed, device=str(where), progress=progress)
+        model = build(place.stage)
+        feed = VideoFeed(table, data, seed=settings.seed, device=str(where), progress=progress, needs=model.needs)
     with feed:
         if place.meta is not None:
             _same_data(place.meta, feed)
-        model = build(place.stage).to(where).train()
+        model = model.to(where).train()
         apply_switches(model, settings)
         course = Course(model, len(feed), settings, device=where, prepare=augmentation(place.stage, table))
         if step >= course.plan.total_steps:

@@ -43,8 +43,8 @@ class Clips:
 
     def __getitem__(self, clip: int) -> Clips:
         """One of them, as clips."""
-        found = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Clips(**{name: value[clip : clip + 1] if isinstance(value, Tensor) else value for name, value in found.items()})
+        tensors = {f.name: value[clip : clip + 1] for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        return replace(self, **tensors)
 
 
 @dataclass(frozen=True)
@@ -224,9 +224,7 @@ def looks_at(row: int, times: np.ndarray, source: tuple[int, int], have: tuple[i
     return looks
 
 
-def to_batch(
-    clips: Sequence[Clips], *, sample: Tensor, key: Sequence[str], labels: dict[str, Tensor], text: Sequence[str] = ()
-) -> Batch:
+def to_batch(clips: Sequence[Clips], *, sample: Tensor, key: Sequence[str], labels: dict[str, Tensor], text: Sequence[str] = ()) -> Batch:
     """A batch of all clips in order; ``video`` (B, 3, T, h, w) uint8 is a view of channels-last memory. "motion" and "map" come along where
     the clips have them."""
     data = clips[0].data

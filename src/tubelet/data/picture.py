@@ -51,7 +51,6 @@ class Picture(ABC):
         """What :meth:`cut` gives, or the box in its own size (h, w, 3) where resizing the frames of a clip together is faster. A copy."""
         return self.cut(box, out)
 
-
     def motion(self, box: Box, out: tuple[int, int]) -> np.ndarray | None:
         """(2, ceil(h / 4), ceil(w / 4)) float32: (dx, dy) of what the box shows from the frame before to this one, for each 4x4 cell of a
         clip of ``out`` (h, w), in its pixels. None where nobody says it."""

@@ -69,7 +69,9 @@ def spans(start: float, length: float, out: int) -> tuple[np.ndarray, np.ndarray
     return edges[:-1], edges[1:]
 
 
-def cut_field(field: np.ndarray, stored: tuple[int, int], box: Box, out: tuple[int, int], turn: _Turn = (False, False, False)) -> np.ndarray:
+def cut_field(
+    field: np.ndarray, stored: tuple[int, int], box: Box, out: tuple[int, int], turn: _Turn = (False, False, False)
+) -> np.ndarray:
     """(2, ceil(h / 4), ceil(w / 4)) float32: (dx, dy) in pixels of a clip of ``out`` (h, w), means over its cells.
 
     ``field`` (rows, columns, 2): over a frame as it is stored, in pixels of that frame; ``stored`` (h, w): its size. ``box``: of the
