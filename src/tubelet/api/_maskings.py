@@ -29,8 +29,8 @@ def try_all(
 ) -> tuple[list[ShownMask], list[tuple[str, str]]]:
     """The mask of every kind that can make one for a batch of one clip, and (kind, reason) of the others.
 
-    ``settings``: ``kind.setting=value``. ``brought``: what the batch has. Raises ConfigError for mistakes in the settings, where a kind that
-    they name cannot mask this clip, and where none can.
+    ``settings``: ``kind.setting=value``. ``brought``: what the batch has. Raises ConfigError for mistakes in the settings, where a kind
+    that they name cannot mask this clip, and where none can.
     """
     given = _given(settings)
     shown: list[ShownMask] = []

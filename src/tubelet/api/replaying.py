@@ -71,7 +71,7 @@ def replay(
             _same_data(place.meta, feed)
         model = model.to(where).train()
         apply_switches(model, settings)
-        course = Course(model, len(feed), settings, device=where, prepare=augmentation(place.stage, table))
+        course = Course(model, len(feed), settings, device=where, prepare=augmentation(place.stage, table, model))
         if step >= course.plan.total_steps:
             raise ConfigError(f"step {step}: the run has {course.plan.total_steps} steps, 0 to {course.plan.total_steps - 1}")
         stepper = Stepper(model, settings, course.rate, device=where)
