@@ -55,11 +55,12 @@ def pooled(field: np.ndarray, grid: tuple[int, int], steps: tuple[float, float])
 
 def averages(begin: np.ndarray, end: np.ndarray, size: int) -> np.ndarray:
     """(n, size) float32: how much each of ``size`` cells counts in the mean over ``begin`` .. ``end`` (n,), in cells; every row adds up
-    to 1. What lies beyond the last cell takes that one."""
+    to 1. What lies beyond all cells takes the nearest."""
     begin, end = begin[:, None], end[:, None]
     at = np.arange(size)[None]
     share = np.clip(np.minimum(at + 1, end) - np.maximum(at, begin), 0, None)
-    share[share.sum(1) == 0, -1] = 1
+    outside = np.flatnonzero(share.sum(1) == 0)
+    share[outside, np.clip(begin[outside, 0], 0, size - 1).astype(np.int64)] = 1
     return (share / share.sum(1, keepdims=True)).astype(np.float32)
 
 
