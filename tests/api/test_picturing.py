@@ -451,7 +451,7 @@ def test_a_learned_masking_comes_from_the_run_or_not_at_all(place: Path, tmp_pat
 
 def test_a_masking_that_needs_more_than_video(place: Path, tmp_path: Path):
     needy = own_file(tmp_path, "needy", 'self.needs = frozenset({"video", "text", "flow"})')
-    with pytest.raises(ConfigError, match="the masking needy needs flow and text besides the video; choose another"):
+    with pytest.raises(ConfigError, match="the masking needy needs flow besides the video; choose another"):
         tubelet.reconstruct(place / "run", place / "videos/a.mp4", device="cpu", imports=[needy], settings=["masking=needy"])
 
 

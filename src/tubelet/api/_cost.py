@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import torch
 
 from tubelet.core import Batch, CounterDraw, Step, Stream, Trainable
 from tubelet.data.settings import DataSettings
+from tubelet.data.vectors import cells
 from tubelet.train.cost import measure
 from tubelet.train.hooks import undisturbed
 from tubelet.train.monitor import Yardstick
@@ -18,7 +20,7 @@ from tubelet.train.settings import TrainSettings
 
 def measured(model: Trainable, data: DataSettings, train: TrainSettings, device: torch.device) -> Yardstick | None:
     """What a sample's forward pass costs, counted on two black clips; None for a model that cannot read those."""
-    batch = black(data, 2)
+    batch = black(data, 2, model.needs)
     try:
         with undisturbed(model, device), torch.enable_grad():
             cost = measure(model, batch, first_step(train, batch), precision=train.precision)
@@ -27,11 +29,18 @@ def measured(model: Trainable, data: DataSettings, train: TrainSettings, device:
     return Yardstick(cost.forward_flops, peak_flops(device, train.precision)) if cost.forward_flops else None
 
 
-def black(data: DataSettings, clips: int) -> Batch:
-    """Some black clips of class 0."""
+def black(data: DataSettings, clips: int, needs: Collection[str] = ("video",)) -> Batch:
+    """Some black clips of class 0, in which nothing moves and about which nothing is said."""
     h, w = data.hw
-    video = Stream(torch.zeros(clips, 3, data.frames, h, w, dtype=torch.uint8), time=torch.zeros(clips, data.frames))
-    return Batch({"video": video}, {"class": torch.zeros(clips, dtype=torch.int64)}, torch.arange(clips))
+    time = torch.zeros(clips, data.frames)
+    streams = {"video": Stream(torch.zeros(clips, 3, data.frames, h, w, dtype=torch.uint8), time=time)}
+    over = (data.frames, *cells((h, w)))
+    if "motion" in needs:
+        streams["motion"] = Stream(torch.zeros(clips, 2, *over), valid=time > 0, time=time, kind="flow")
+    if "map" in needs:
+        streams["map"] = Stream(torch.zeros(clips, 1, *over), time=time, kind="score")
+    text = ("",) * clips if "text" in needs else ()
+    return Batch(streams, {"class": torch.zeros(clips, dtype=torch.int64)}, torch.arange(clips), text=text)
 
 
 def first_step(train: TrainSettings, batch: Batch) -> Step:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from tubelet.data import transform
+from tubelet.data.beside import Beside
 from tubelet.data.clip import Clips, Plan, make_clips, view_plan
 from tubelet.data.decode import at_seconds
-from tubelet.data.reader import Decoder, choose_decoder, open_item
+from tubelet.data.reader import Decoder, open_item
 from tubelet.data.sampling import frame_gap
 from tubelet.data.settings import DataSettings, Views
 from tubelet.data.table import Item, Table
@@ -22,7 +23,8 @@ CHUNK = 256 * 2**20  # bytes of clips that are decoded at once
 
 @dataclass(frozen=True)
 class Shot:
-    """One clip of item ``row``. ``number`` of ``total`` clips of that item; ``fresh``: its first frame that no clip before it showed."""
+    """One clip of item ``row``. ``number`` of ``total`` clips of that item; ``fresh``: its first frame that no clip before it showed.
+    ``text``: its caption, () where none are asked for."""
 
     row: int
     key: str
@@ -30,17 +32,20 @@ class Shot:
     number: int = 0
     total: int = 1
     fresh: int = 0
+    text: tuple[str, ...] = ()
 
 
 class Footage:
     """Shots of a table's items in order, cut as in evaluation (centre crop). Items that cannot be used end up in ``failures``.
 
     ``start``: seconds in the video, None = the centre as in evaluation. ``whole``: clip after clip from the start to the end; the last
-    one ends with the video and may overlap the one before. Raises ConfigError where the clips are spread over the video, so that they
-    have no start.
+    one ends with the video and may overlap the one before. ``needs``: as of VideoFeed, with the first of several
+    captions. Raises ConfigError where the clips are spread over the video, so that they have no start.
     """
 
-    def __init__(self, table: Table, settings: DataSettings, *, start: float | None = None, whole: bool = False) -> None:
+    def __init__(
+        self, table: Table, settings: DataSettings, *, start: float | None = None, whole: bool = False, needs: Collection[str] = ("video",)
+    ) -> None:
         spread = settings.sampling in ("tsn", "whole")
         for name, given in (("start", start is not None), ("whole", whole)):
             if given and spread:
@@ -50,7 +55,8 @@ class Footage:
         if start is not None and not 0 <= start < float("inf"):
             raise ConfigError(f"start must be seconds from the start of the video, 0 or more, got {start:g}")
         self.table, self.settings, self.start, self.whole = table, settings, start, whole
-        self.decoder: Decoder = choose_decoder(settings.decoder)
+        self._beside = Beside.of(table, settings, needs)
+        self.decoder: Decoder = self._beside.decoder
         self.failures: list[tuple[str, str]] = []
         self._plan = view_plan(settings, Views(sampling=settings.sampling))
 
@@ -62,11 +68,11 @@ class Footage:
                 if self.whole:
                     yield from self._all(row, item)
                 else:
-                    yield Shot(row, item.key, self._read(item, self._one))
+                    yield Shot(row, item.key, self._read(row, item, self._one), text=self._beside.text([row]))
             except DataError as error:
                 self.failures.append((item.key, str(error)))
 
-    def _read(self, item: Item, windows: Windows, patience: int = 1) -> Clips:
+    def _read(self, row: int, item: Item, windows: Windows, patience: int = 1) -> Clips:
         s = self.settings
         found: list[np.ndarray] = []
 
@@ -78,9 +84,10 @@ class Footage:
             return found
 
         plan = Plan(choose, lambda h, w: [[transform.centre(h, w, s.hw)]] * len(found))
-        limit = s.decode_timeout * patience
-        with open_item(item, decoder=self.decoder, timeout=limit, folder_fps=s.folder_fps, store=s.store) as reader:
-            return make_clips(reader, item, plan, s.hw)
+        limit, motion = s.decode_timeout * patience, self._beside.motion
+        with open_item(item, decoder=self.decoder, timeout=limit, folder_fps=s.folder_fps, store=s.store, vectors=motion) as reader:
+            clips = make_clips(reader, item, plan, s.hw, motion=motion)
+        return self._beside.clips(row, clips, s.hw)
 
     def _one(self, times: np.ndarray) -> list[np.ndarray]:
         s = self.settings
@@ -108,11 +115,10 @@ class Footage:
             return [index[start : start + s.frames] for start in starts or [steps - s.frames]]
 
         while done < total:
-            clips = self._read(item, windows, patience=done + chunk)
+            clips = self._read(row, item, windows, patience=done + chunk)
             for i in range(min(len(clips.data), total - done)):
-                one = Clips(clips.data[i : i + 1], clips.time[i : i + 1], clips.crop[i : i + 1])
                 start = min((done + i) * s.frames, steps - s.frames)
-                yield Shot(row, item.key, one, done + i, total, (done + i) * s.frames - start)
+                yield Shot(row, item.key, clips[i], done + i, total, (done + i) * s.frames - start, self._beside.text([row]))
             done += len(clips.data)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -18,19 +18,19 @@ FAMILY = "tubelet.masking"
 LEARNED = "has weights that a training run learns"
 
 
-def unavailable(masker: Masker) -> str:
-    """What a masker needs that a video file alone does not bring, or nothing."""
-    missing = sorted(masker.needs - {"video"})
+def unavailable(masker: Masker, brought: Collection[str]) -> str:
+    """What a masker needs besides what is brought, or nothing."""
+    missing = sorted(masker.needs - set(brought))
     return f"needs {' and '.join(missing)} besides the video" if missing else ""
 
 
 def try_all(
-    batch: Batch, grid: TokenGrid, *, ratio: float | None, settings: Sequence[str], seed: int
+    batch: Batch, grid: TokenGrid, *, ratio: float | None, settings: Sequence[str], seed: int, brought: Collection[str] = ("video",)
 ) -> tuple[list[ShownMask], list[tuple[str, str]]]:
     """The mask of every kind that can make one for a batch of one clip, and (kind, reason) of the others.
 
-    ``settings``: ``kind.setting=value``. Raises ConfigError for mistakes in them, where a kind that they name cannot mask this clip, and
-    where none can.
+    ``settings``: ``kind.setting=value``. ``brought``: what the batch has. Raises ConfigError for mistakes in the settings, where a kind
+    that they name cannot mask this clip, and where none can.
     """
     given = _given(settings)
     shown: list[ShownMask] = []
@@ -38,7 +38,7 @@ def try_all(
     wrong: list[str] = []
     for kind in kinds(FAMILY):
         try:
-            shown.append(_try(kind, given.get(kind, {}), ratio, batch, grid, seed))
+            shown.append(_try(kind, given.get(kind, {}), ratio, batch, grid, seed, brought))
         except ConfigError as error:
             if kind in given:
                 wrong += [f"{kind}: {problem}" for problem in error.problems]
@@ -70,11 +70,13 @@ def _given(settings: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
     return given
 
 
-def _try(kind: str, values: Mapping[str, Any], ratio: float | None, batch: Batch, grid: TokenGrid, seed: int) -> ShownMask:
+def _try(
+    kind: str, values: Mapping[str, Any], ratio: float | None, batch: Batch, grid: TokenGrid, seed: int, brought: Collection[str]
+) -> ShownMask:
     """What one kind makes of the clip. Raises ConfigError with the reason where it cannot."""
     at = Step(0, 0, 0.0, 0.0, CounterDraw(seed, batch.sample))
     try:
-        config, masker = _masker(kind, values, ratio)
+        config, masker = _masker(kind, values, ratio, brought)
         with torch.no_grad():
             mask = masker(grid, batch, "video", at)
     except ConfigError:
@@ -91,7 +93,7 @@ def _try(kind: str, values: Mapping[str, Any], ratio: float | None, batch: Batch
     return ShownMask(kind, config.model_dump(), mask)
 
 
-def _masker(kind: str, values: Mapping[str, Any], ratio: float | None) -> tuple[Settings, Masker]:
+def _masker(kind: str, values: Mapping[str, Any], ratio: float | None, brought: Collection[str]) -> tuple[Settings, Masker]:
     cls = config_class(FAMILY, kind)
     default = {"ratio": ratio} if ratio is not None and "ratio" in cls.model_fields else {}
     config = parse(cls, {"kind": kind, **default, **values})
@@ -103,7 +105,7 @@ def _masker(kind: str, values: Mapping[str, Any], ratio: float | None) -> tuple[
     masker = build()
     if not isinstance(masker, Masker):
         raise ConfigError(f"is no masking: its build() gives a {type(masker).__name__}")
-    reason = unavailable(masker) or (LEARNED if any(True for _ in masker.parameters()) else "")
+    reason = unavailable(masker, brought) or (LEARNED if any(True for _ in masker.parameters()) else "")
     if reason:
         raise ConfigError(reason)
     return config, masker.eval()

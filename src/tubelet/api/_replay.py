@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tubelet.core import Batch, Step, Stream, Trainable
+from tubelet.core import Batch, Step, Trainable
 from tubelet.train.course import Course, Gathered
 from tubelet.train.hooks import undisturbed
 from tubelet.train.plan import Position
@@ -137,13 +137,10 @@ def examine(model: Trainable, stepper: Stepper, course: Course, gathered: Gather
 
 def part(batch: Batch, which: list[int]) -> Batch:
     """Some samples of a batch."""
-
-    def cut(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x[which]
-
-    streams = {k: Stream(s.data[which], cut(s.valid), cut(s.time), cut(s.crop)) for k, s in batch.streams.items()}
+    streams = {k: s.map(lambda x: x[which]) for k, s in batch.streams.items()}
     labels = {k: v[which] if isinstance(v, Tensor) else [v[i] for i in which] for k, v in batch.labels.items()}
-    return Batch(streams, labels, batch.sample[which], tuple(batch.key[i] for i in which) if batch.key else ())
+    key, text = (tuple(words[i] for i in which) if words else () for words in (batch.key, batch.text))
+    return Batch(streams, labels, batch.sample[which], key, text)
 
 
 def _clips(model: Trainable, batch: Batch, at: Step) -> list[Clip]:

@@ -59,7 +59,7 @@ def clip_seconds(
 ) -> float | None:
     """Seconds of training on a clip, at least: of the forward and backward passes over a few black ones. None for a model that cannot
     read those."""
-    clips = black(data, max(1, min(batch, CLIPS.get(device.type, 4))))
+    clips = black(data, max(1, min(batch, CLIPS.get(device.type, 4))), model.needs)
     try:
         with undisturbed(model, device), torch.enable_grad():
             found = pass_seconds(model, clips, first_step(train, clips), precision=train.precision, again=_thrice(ranks))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import replace
 
 import torch
 
 from tubelet.api._common import build
+from tubelet.api._cost import black
 from tubelet.api._run_plan import GIB, Decoding, period
-from tubelet.core import Batch, CounterDraw, Step, Stream
+from tubelet.core import Batch, CounterDraw, Step
 from tubelet.data.augment import Augment
 from tubelet.data.cache import estimate_bytes, free_bytes
 from tubelet.data.loader import VideoFeed
@@ -34,14 +36,12 @@ def prepared(s: StageSettings, batch: Batch, classes: int) -> Batch:
     return Augment(s.data.augment, classes=classes)(batch, clock(s).draw.bind(batch.sample, 0))
 
 
-def blank(s: StageSettings) -> Batch:
+def blank(s: StageSettings, needs: Collection[str] = ("video",)) -> Batch:
     """Black clips, where there are no videos to take some from."""
-    h, w = s.data.hw
-    clips = Stream(torch.zeros(CLIPS, 3, s.data.frames, h, w, dtype=torch.uint8), time=torch.zeros(CLIPS, s.data.frames))
-    return Batch({"video": clips}, {"class": torch.zeros(CLIPS, dtype=torch.int64)}, torch.arange(CLIPS))
+    return black(s.data, CLIPS, needs)
 
 
-def decode_sample(s: StageSettings, table: Table) -> tuple[Batch, Decoding]:
+def decode_sample(s: StageSettings, table: Table, needs: Collection[str] = ("video",)) -> tuple[Batch, Decoding]:
     """Decode clips of some items for a few seconds in this process, as a worker does. The first of them come back as well.
 
     Items are taken from all over the table. With a cache, some whole videos are decoded first, and clips are then cut from those. Time is
@@ -55,7 +55,7 @@ def decode_sample(s: StageSettings, table: Table) -> tuple[Batch, Decoding]:
     torch.set_num_threads(1)  # as in a worker
     try:
         began, fill = time.process_time(), None
-        with VideoFeed(rows, s.data.model_copy(update=update), seed=s.train.seed) as feed:
+        with VideoFeed(rows, s.data.model_copy(update=update), seed=s.train.seed, needs=needs) as feed:
             if cached:
                 fill = (time.process_time() - began) / len(rows) * len(table)
             size = -(-CLIPS // visit) * visit
@@ -95,13 +95,9 @@ def _spread(total: int, wanted: int) -> list[int]:
 
 def taken(batch: Batch, which: torch.Tensor) -> Batch:
     """The samples at positions ``which``, repeats allowed."""
-
-    def take(x: torch.Tensor | None) -> torch.Tensor | None:
-        return None if x is None else x[which]
-
-    streams = {k: Stream(s.data[which], take(s.valid), take(s.time), take(s.crop)) for k, s in batch.streams.items()}
+    streams = {k: s.map(lambda x: x[which]) for k, s in batch.streams.items()}
     labels = {k: v[which] if isinstance(v, torch.Tensor) else [v[i] for i in which.tolist()] for k, v in batch.labels.items()}
-    return Batch(streams, labels, batch.sample[which])
+    return Batch(streams, labels, batch.sample[which], text=tuple(batch.text[i] for i in which.tolist()) if batch.text else ())
 
 
 def first(batch: Batch, n: int) -> Batch:

@@ -19,6 +19,7 @@ from tubelet.api._maskings import LEARNED, try_all, unavailable
 from tubelet.api.loading import Loaded, load
 from tubelet.config import Family, Settings, import_file, overlay, parse
 from tubelet.core import Batch, CounterDraw, Masker, Step, TokenGrid
+from tubelet.data.beside import NEEDS
 from tubelet.data.clip import to_batch
 from tubelet.data.settings import DataSettings
 from tubelet.data.source import open_table_for
@@ -42,6 +43,7 @@ class Imagines(Protocol):
 
     encoder: VideoEncoder
     masking: Masker | None
+    needs: frozenset[str]
 
     def reconstruct(self, batch: Batch, at: Step) -> Reconstruction: ...
 
@@ -118,7 +120,8 @@ def reconstruct(
     model = _imagining(loaded)
     masker, data = _look(loaded, model, settings, split)
     table = open_table_for(sources, data)
-    footage = Footage(table.select(range(min(limit, len(table)))), data, start=start, whole=whole)
+    needs = _needs(model, masker)
+    footage = Footage(table.select(range(min(limit, len(table)))), data, start=start, whole=whole, needs=needs)
     seen = _Seen(loaded, model, footage, statistics=statistics, seed=seed, progress=progress)
     image = None
     with _masked_by(model, masker):
@@ -183,7 +186,7 @@ class _Seen:
     @torch.no_grad()
     def _look_at(self, shot: Shot) -> Vision:
         sample = torch.tensor([shot.row + CLIPS_APART * shot.number])
-        batch = to_batch([shot.clip], sample=sample, key=[shot.key], labels={}).to(self.loaded.device)
+        batch = to_batch([shot.clip], sample=sample, key=[shot.key], labels={}, text=shot.text).to(self.loaded.device)
         video = batch.stream("video")
         assert video.time is not None
         try:
@@ -222,10 +225,16 @@ def _look(loaded: Loaded, model: Imagines, settings: Sequence[str], split: str |
         masker = model.masking
     else:
         masker = _build(look.masking, model.masking)
-    missing = unavailable(masker)
+    missing = unavailable(masker, NEEDS)
     if missing:
         raise ConfigError(f"the masking {_kind(look.masking)} {missing}; choose another, e.g. --set masking=tube")
     return masker.to(loaded.device), look.data
+
+
+def _needs(model: Imagines, masker: Masker) -> frozenset[str]:
+    """What clips must bring for the model with another masking."""
+    own = frozenset(model.needs) - (model.masking.needs if model.masking is not None else frozenset())
+    return own | masker.needs | {"video"}
 
 
 def _kind(masking: Settings) -> str:
@@ -311,13 +320,14 @@ def masks(
     table = open_table_for(video, data)
     if len(table) > 1:
         raise DataError(f"{video} holds {len(table)} videos; give one, for example {table.paths[0]}")
-    footage = Footage(table, data, start=start)
+    brought = ("video", "motion")
+    footage = Footage(table, data, start=start, needs=brought)
     shot = next(iter(footage), None)
     if shot is None:
         raise DataError(footage.failures[0][1])
     batch = to_batch([shot.clip], sample=torch.tensor([0]), key=[shot.key], labels={})
     clip, time = batch.stream("video").data, shot.clip.time
-    shown, skipped = try_all(batch, grid, ratio=ratio, settings=settings, seed=seed)
+    shown, skipped = try_all(batch, grid, ratio=ratio, settings=settings, seed=seed, brought=brought)
     title = f"{shot.key}: {frames} x {data.hw[0]} x {data.hw[1]}, tubelets of {' x '.join(map(str, patch))}"
     image = mask_figure(clip, time, shown, frames=columns, title=title)
     if path is not None and path.suffix == ".png":

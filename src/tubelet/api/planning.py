@@ -222,13 +222,13 @@ class _Planner:
         if s.train.batch < machine.count:
             raise ConfigError(f"train.batch has {s.train.batch} clips for {machine.count} devices; each needs at least one")
         self.decoding: Decoding | None = None
-        batch = _trial.blank(s)
+        self.model = self._built()
+        batch = _trial.blank(s, self.model.needs)
         if table is not None:
-            batch, self.decoding = _trial.decode_sample(s, table)
+            batch, self.decoding = _trial.decode_sample(s, table, self.model.needs)
             notes += table.notes
             self._look_at_cache(self.decoding.cache_bytes)
         self.batch = _trial.prepared(s, batch, len(table.classes) if table is not None else 0)
-        self.model = self._built()
         at, precision = _trial.clock(s), s.train.precision
         try:
             self.cost = cost.measure(self.model, self.batch, at, precision=precision)

@@ -137,8 +137,11 @@ def _train_stage(
         table = open_table(sources, split=s.data.split, labels=s.data.labels, images=s.data.images, exclude=exclude)
         for note in table.notes if speak else ():
             say(note)
+        prepare = augmentation(s, table, model)
         with CacheProgress(speak) as progress:
-            feed = VideoFeed(table, s.data, seed=s.train.seed, run_dir=folder, device=str(device), progress=progress)
+            feed = VideoFeed(table, s.data, seed=s.train.seed, run_dir=folder, device=str(device), progress=progress, needs=model.needs)
+        for note in feed.notes if speak else ():
+            say(note)
         plan = Plan(s.train, len(feed), world=ranks.world, tokens=model.tokens)
         yardstick = measured(model.to(device), s.data, s.train, device)
         chosen = supply(feed, model, s.data, s.train, plan, device, ranks)
@@ -154,7 +157,7 @@ def _train_stage(
             folder,
             identity=s.model_dump(mode="json", include={"method", "masking", "data", "train", "init", "watch"}),
             free=FREE_DATA,
-            prepare=augmentation(s, table),
+            prepare=prepare,
             hooks=make_hooks(s, model, table, folder, say if speak else lambda text: None),
             watch=s.watch,
             yardstick=yardstick,
@@ -173,9 +176,9 @@ def _fit(model: Trainable, feed: VideoFeed, settings: TrainSettings, folder: Pat
         raise NonFiniteError(f"{error}\nWhere it began, and in which videos:\n  {look}") from None
 
 
-def augmentation(s: StageSettings, table: Table) -> Prepare:
-    """What is done to a stage's batches on the device."""
-    augment = Augment(s.data.augment, classes=len(table.classes))
+def augmentation(s: StageSettings, table: Table, model: Trainable) -> Prepare:
+    """What is done to a stage's batches on the device. Raises ConfigError where that cannot be done to what the model needs."""
+    augment = Augment(s.data.augment, classes=len(table.classes), needs=model.needs)
     return lambda batch, at: augment(batch, at.draw)
 
 

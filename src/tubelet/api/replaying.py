@@ -64,13 +64,14 @@ def replay(
     table = _open(run, place.stage, sources)
     data = place.stage.data.model_copy(update={"max_bad_rate": 1.0})  # they are shown, not counted
     with CacheProgress(speak=True) as progress:
-        feed = VideoFeed(table, data, seed=settings.seed, device=str(where), progress=progress)
+        model = build(place.stage)
+        feed = VideoFeed(table, data, seed=settings.seed, device=str(where), progress=progress, needs=model.needs)
     with feed:
         if place.meta is not None:
             _same_data(place.meta, feed)
-        model = build(place.stage).to(where).train()
+        model = model.to(where).train()
         apply_switches(model, settings)
-        course = Course(model, len(feed), settings, device=where, prepare=augmentation(place.stage, table))
+        course = Course(model, len(feed), settings, device=where, prepare=augmentation(place.stage, table, model))
         if step >= course.plan.total_steps:
             raise ConfigError(f"step {step}: the run has {course.plan.total_steps} steps, 0 to {course.plan.total_steps - 1}")
         stepper = Stepper(model, settings, course.rate, device=where)

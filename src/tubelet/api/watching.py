@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -13,10 +13,10 @@ from torch import Tensor
 
 from tubelet.config import parse
 from tubelet.core import Batch, CounterDraw, Method, Step, Trainable
+from tubelet.data.beside import Beside
 from tubelet.data.evaluation import ViewMaker
 from tubelet.data.loader import ItemReader
 from tubelet.data.manifest import ALIASES
-from tubelet.data.reader import choose_decoder
 from tubelet.data.settings import DataSettings, Views
 from tubelet.data.table import Table
 from tubelet.data.workers import auto_workers, run_jobs
@@ -42,7 +42,7 @@ def make_hooks(stage: StageSettings, model: Trainable, table: Table, folder: Pat
     hooks: list[Hook] = []
     if watch.pictures and hasattr(model, "reconstruct"):
         chosen = choose(np.full(len(table), -1), watch.pictures, seed)
-        hooks.append(Pictures(Clips(table, stage.data, chosen), folder / "pictures", seed=seed))
+        hooks.append(Pictures(Clips(table, stage.data, chosen, needs=model.needs), folder / "pictures", seed=seed))
     if watch.probe and isinstance(model, Method):
         rows = training_rows(table)
         if not len(rows):
@@ -66,12 +66,14 @@ def training_rows(table: Table) -> np.ndarray:
 
 class Clips:
     """The same clips at every look: the central window and crop of some rows of a table. Decoded at the first look and kept where they are
-    small. ``failures``: (key, reason) of those that could not be read; they are left out, never replaced."""
+    small. ``needs``: as of VideoFeed, with the first of several captions. ``failures``: (key, reason) of those that could not be read; they
+    are left out, never replaced."""
 
-    def __init__(self, table: Table, data: DataSettings, rows: np.ndarray) -> None:
+    def __init__(self, table: Table, data: DataSettings, rows: np.ndarray, *, needs: Collection[str] = ("video",)) -> None:
         self.table, self.rows = table, [int(r) for r in rows]
         plain = data.model_dump(mode="json") | {"crop": "centre", "cache": "none", "clips_per_video": 1, "augment": {}}
         self.data = parse(DataSettings, plain)
+        self._beside = Beside.of(table, self.data, needs)
         self.failures: list[tuple[str, str]] = []
         self._kept: list[Batch] | None = None
 
@@ -95,7 +97,7 @@ class Clips:
 
     def _decode(self) -> Iterator[Batch]:
         self.failures = []
-        maker = ViewMaker(ItemReader(self.table, self.data, choose_decoder(self.data.decoder)), Views())
+        maker = ViewMaker(ItemReader(self.table, self.data, self._beside.decoder, beside=self._beside), Views())
         schedule = [self.rows[i : i + BATCH] for i in range(0, len(self.rows), BATCH)]
         workers = auto_workers() if self.data.workers == "auto" else self.data.workers
         workers = min(workers, len(schedule) - 1)  # for one batch, starting a process takes longer than decoding it here

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from functools import lru_cache
 
@@ -19,15 +20,18 @@ _GREY = (0.299, 0.587, 0.114)  # luma weights of ITU-R BT.601
 class Augment:
     """Flip, RandAugment, colour, erasing per sample, then mixup or cutmix and soft targets, all drawn by name (``augment/...``).
 
+    Streams about the pixels of "video" (flow, scores, labels of regions) are flipped with them.
+
     ``classes``: number of classes for soft targets. ``copies``: neighbouring samples that show one video, which are not mixed with each
-    other. Pixels stay uint8 where only flip is on, else they become float in [0, 1]. With mixup, cutmix or smoothing
-    ``labels["target"]`` is (B, classes) float32; ``labels["class"]`` stays as it was.
-    Raises ConfigError where soft targets are asked for without classes.
+    other. ``needs``: what else batches will bring. Pixels stay uint8 where only flip is on, else they become float in [0, 1]. With mixup,
+    cutmix or smoothing ``labels["target"]`` is (B, classes) float32; ``labels["class"]`` stays as it was.
+    Raises ConfigError where soft targets are asked for without classes, and for RandAugment, mixup or cutmix where such a stream is there.
     """
 
-    def __init__(self, settings: AugmentSettings, *, classes: int = 0, copies: int = 1) -> None:
+    def __init__(self, settings: AugmentSettings, *, classes: int = 0, copies: int = 1, needs: Collection[str] = ()) -> None:
         if settings.mixes and classes < 2:
             raise ConfigError("augment: mixup, cutmix and smoothing need class labels, and this data has none; set them to 0")
+        _check_whole(settings, sorted({"motion", "map"} & set(needs)))
         self.settings, self.classes = settings, classes
         self.group = 2 * copies
         self.policy = rand_policy(settings.rand) if settings.rand is not None else None
@@ -37,8 +41,13 @@ class Augment:
         read back from the device, which waits for it. What a sample becomes depends on its ``group`` neighbours alone: batches that are cut
         between groups hold the same clips as one large batch."""
         s, video, draw = self.settings, batch.stream(stream), draw.child("augment")
+        beside = {name: other for name, other in batch.streams.items() if other.kind != "pixels"} if stream == "video" else {}
+        _check_whole(s, beside)
         if s.flip:
-            video = flip(video, draw.uniform("flip") < s.flip)
+            which, width = draw.uniform("flip") < s.flip, video.data.shape[-1]
+            video = flip(video, which)
+            for name, other in beside.items():
+                batch = batch.with_stream(name, flip(other, which, width))
         colour = s.brightness or s.contrast or s.saturation
         if self.policy or colour or s.erase or s.mixup or s.cutmix:
             video = replace(video, data=as_float(video.data))
@@ -68,15 +77,27 @@ def as_float(x: Tensor) -> Tensor:
     return x.float() / 255 if x.dtype == torch.uint8 else x
 
 
-def flip(video: Stream, which: Tensor) -> Stream:
-    """Mirror the samples of ``which`` (B,) bool left to right, and their crop affine: x -> width - x."""
-    data = torch.where(which.view(-1, 1, 1, 1, 1), video.data.flip(-1), video.data)
-    if video.crop is None:
-        return replace(video, data=data)
-    mirrored = video.crop.clone()
+def _check_whole(s: AugmentSettings, beside: Collection[str]) -> None:
+    """Raises ConfigError where pixels would be torn from the streams about them."""
+    on = [f"augment.{name}" for name in ("rand", "mixup", "cutmix") if getattr(s, name)]
+    if on and beside:
+        streams = " and ".join(sorted(beside))
+        raise ConfigError(f"{' and '.join(on)} would tear the pixels from {streams}, which the masking needs; switch it off")
+
+
+def flip(stream: Stream, which: Tensor, width: int | None = None) -> Stream:
+    """Mirror the samples of ``which`` (B,) bool left to right, and their crop affine: x -> width - x. Of a flow, what went to the right
+    goes to the left. ``width``: of the clip in pixels, None = that of the data."""
+    mirror = stream.data.flip(-1)
+    if stream.kind == "flow":
+        mirror[:, ::2].neg_()  # dx: of four channels the third is that of the way back
+    data = torch.where(which.view(-1, 1, 1, 1, 1), mirror, stream.data)
+    if stream.crop is None:
+        return replace(stream, data=data)
+    mirrored = stream.crop.clone()
     mirrored[:, 0] = -mirrored[:, 0]
-    mirrored[:, 0, 2] += video.data.shape[-1]
-    return replace(video, data=data, crop=torch.where(which.to(video.crop.device).view(-1, 1, 1), mirrored, video.crop))
+    mirrored[:, 0, 2] += stream.data.shape[-1] if width is None else width
+    return replace(stream, data=data, crop=torch.where(which.to(stream.crop.device).view(-1, 1, 1), mirrored, stream.crop))
 
 
 def jitter(x: Tensor, s: AugmentSettings, draw: Draw) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,19 +19,21 @@ from tubelet.data.reader import Decoder, open_item, read_chosen, source_size
 from tubelet.data.settings import DataSettings
 from tubelet.data.table import Table
 from tubelet.data.transform import Box
+from tubelet.data.vectors import UNIT, cells
 from tubelet.data.workers import killed_after, local_ranks, run_jobs
 from tubelet.errors import DataError, DecodeError
 
 Progress = Callable[[int, int, str], None]
 _PROBES = 24
+MOVING = 13 / 12  # of the pixels' memory, with motion: four bytes for each 16 pixels of three
 _BLOCK = 2**26  # bytes that a device cache grows by, or an eighth of the whole
 
 
 class _Decode:
-    """Job of a decoding process: one whole item, scaled."""
+    """Job of a decoding process: one whole item, scaled. ``motion``: with what the codec says of it."""
 
-    def __init__(self, table: Table, settings: DataSettings, decoder: Decoder) -> None:
-        self.table, self.settings = table, settings
+    def __init__(self, table: Table, settings: DataSettings, decoder: Decoder, motion: bool) -> None:
+        self.table, self.settings, self.motion = table, settings, motion
         self.decoder: Decoder = decoder
         self._lost: dict[int, str] = {}
 
@@ -52,23 +54,46 @@ class _Decode:
     def _whole(self, row: int) -> Kept:
         item, s = self.table.item(row), self.settings
         frames: list[Tensor] = []
+        moves: list[np.ndarray | None] = []
         source = (0, 0)
 
         def choose(times: np.ndarray) -> list[np.ndarray]:
             frames.clear()
+            moves.clear()
             return [np.arange(len(times))]
 
         def take(_: int, picture: Picture) -> None:
             nonlocal source
             source = source_size(reader, picture.shape)
-            frames.append(picture.cut(Box(0, 0, *picture.shape), kept_size(*picture.shape, s.short_side)).contiguous())
+            box, size = Box(0, 0, *picture.shape), kept_size(*picture.shape, s.short_side)
+            frames.append(picture.cut(box, size).contiguous())
+            if self.motion:
+                moves.append(picture.motion(box, size))
 
         with (
             killed_after(2 * s.decode_timeout + 1, row),
-            open_item(item, decoder=self.decoder, timeout=s.decode_timeout, folder_fps=s.folder_fps, store=s.store) as reader,
+            open_item(
+                item,
+                decoder=self.decoder,
+                timeout=s.decode_timeout,
+                folder_fps=s.folder_fps,
+                store=s.store,
+                vectors=self.motion,
+            ) as reader,
         ):
             _, times, _ = read_chosen(reader, item, choose, take)
-        return Kept(torch.stack(frames), times, source)
+        kept = Kept(torch.stack(frames), times, source)
+        return replace(kept, **_packed(moves, kept.frames)) if self.motion else kept
+
+
+def _packed(moves: list[np.ndarray | None], frames: Tensor) -> dict[str, np.ndarray]:
+    """``motion`` and ``known`` of :class:`Kept`."""
+    rows, columns = cells((int(frames.shape[1]), int(frames.shape[2])))
+    motion = np.zeros((len(moves), rows, columns, 2), np.int16)
+    for i, field in enumerate(moves):
+        if field is not None:
+            motion[i] = np.clip(np.round(field.transpose(1, 2, 0) * UNIT), -(2**15), 2**15 - 1)
+    return {"motion": motion, "known": np.array([field is not None for field in moves])}
 
 
 def kept_size(h: int, w: int, short: int) -> tuple[int, int]:
@@ -100,12 +125,19 @@ def estimate_bytes(table: Table, settings: DataSettings) -> int:
 
 
 def build_cache(
-    table: Table, settings: DataSettings, *, decoder: Decoder, device: str | torch.device, workers: int, progress: Progress | None = None
+    table: Table,
+    settings: DataSettings,
+    *,
+    decoder: Decoder,
+    device: str | torch.device,
+    workers: int,
+    progress: Progress | None = None,
+    motion: bool = False,
 ) -> FrameCache:
-    """Decode everything. Raises DataError where it does not fit into free memory, before and while it is filled. In main memory, the
-    training processes of a machine have one cache together, and all must call this."""
+    """Decode everything. ``motion``: keep what the codec says of it, too. Raises DataError where it does not fit into free memory, before
+    and while it is filled. In main memory, the training processes of a machine have one cache together, and all must call this."""
     say = progress or (lambda done, total, text: None)
-    filling = _Filling(table, settings, decoder, workers, say)
+    filling = _Filling(table, settings, decoder, workers, say, motion)
     if settings.cache == "device":
         target = torch.device(device)
         return filling.fill(lambda need: DeviceCache(target, block=max(_BLOCK, need // 8)), target)
@@ -125,12 +157,13 @@ class _Filling:
     decoder: Decoder
     workers: int
     say: Progress
+    motion: bool = False
 
     def fill(self, make: Callable[[int], C], target: torch.device, *, processes: int = 1) -> C:
         """The cache that ``make(bytes it will take, about)`` begins. ``processes``: that use it, and can lend their cores and their shares
         of the memory."""
         table, settings = self.table, self.settings
-        free, need = free_bytes(target) * processes, estimate_bytes(table, settings)
+        free, need = free_bytes(target) * processes, int(estimate_bytes(table, settings) * (MOVING if self.motion else 1))
         workers = (self.workers + 1) * processes - 1 if self.workers else 0
         place = "main memory" if target.type == "cpu" else f"memory of {target}"
         slow = " (on the CPU, cache = memory is faster)" if settings.cache == "device" and target.type == "cpu" else ""
@@ -138,7 +171,7 @@ class _Filling:
         self.say(0, len(table), f"caching {len(table)} videos at {settings.short_side} px: {size}{slow}")
         _refuse(need, free, place, settings)
         cache, why = make(need), ""
-        jobs = _Decode(table, settings, self.decoder)
+        jobs = _Decode(table, settings, self.decoder, self.motion)
         remote = any("://" in path for path in table.paths)
         for row, answer in enumerate(run_jobs(jobs, ([i] for i in range(len(table))), workers=workers, prefetch=2, remote=remote)):
             if isinstance(answer, str):

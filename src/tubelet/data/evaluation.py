@@ -69,7 +69,8 @@ class ViewMaker:
         labels = self.reader.labels(rows)
         labels["view"] = torch.arange(per_item).repeat(len(scored))
         sample = labels["item"] * per_item + labels["view"]
-        return Parcel(to_batch(clips, sample=sample, key=[table.keys[row] for row in rows], labels=labels), faults)
+        keys, text = [table.keys[row] for row in rows], self.reader.beside.text(rows)
+        return Parcel(to_batch(clips, sample=sample, key=keys, labels=labels, text=text), faults)
 
 
 class EvalFeed:
@@ -201,7 +202,7 @@ def windows(table: Table, *, seconds: float, hop: float | None = None, settings:
             starts.append(end - seconds)
         name = row.key.split("#")[0]
         rows += [
-            Row(row.path, f"{name}#{s:010.3f}-{s + seconds:010.3f}", row.kind, s, s + seconds, row.label, row.where, row.extra)
+            Row(row.path, f"{name}#{s:010.3f}-{s + seconds:010.3f}", row.kind, s, s + seconds, row.label, row.where, row.extra, row.folder)
             for s in starts
         ]
     return Table(rows, table.classes, table.notes)

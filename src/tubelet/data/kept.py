@@ -4,25 +4,30 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tubelet.data import transform
-from tubelet.data.clip import Look, Plan, looks_at
+from tubelet.data.clip import Clips, Look, Plan, looks_at
+from tubelet.data.displacement import seen_where_untold, told
+from tubelet.data.vectors import UNIT, cut_field
 from tubelet.data.workers import batch_memory
 from tubelet.errors import DecodeError
 
 
 @dataclass(frozen=True)
 class Kept:
-    """``frames`` (n, h, w, 3) uint8, scaled so that the short side is at most the cache's. ``source``: (h, w) before that."""
+    """``frames`` (n, h, w, 3) uint8, scaled so that the short side is at most the cache's. ``source``: (h, w) before that. ``motion``
+    (n, h', w', 2) int16: from each frame's predecessor to it in 1/16 pixels of ``frames``, over cells of 4x4; ``known`` (n,) bool."""
 
     frames: Tensor
     times: np.ndarray
     source: tuple[int, int]
+    motion: np.ndarray | None = None
+    known: np.ndarray | None = None
 
 
 class FrameCache(ABC):
@@ -31,6 +36,7 @@ class FrameCache(ABC):
     def __init__(self) -> None:
         self._known: dict[int, tuple[np.ndarray, tuple[int, int], tuple[int, int]]] = {}  # seconds, size in the source, size kept
         self._failed: dict[int, str] = {}
+        self._moves: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # of Kept: motion, known
 
     def __len__(self) -> int:
         """Items that can be read."""
@@ -47,6 +53,8 @@ class FrameCache(ABC):
             self._failed[row] = answer
             return
         self._keep(row, answer.frames)
+        if answer.motion is not None and answer.known is not None:
+            self._moves[row] = answer.motion.copy(), answer.known.copy()
         self._known[row] = (answer.times, answer.source, (int(answer.frames.shape[1]), int(answer.frames.shape[2])))
 
     @abstractmethod
@@ -63,6 +71,24 @@ class FrameCache(ABC):
             raise DecodeError(self._failed[row])
         return looks_at(row, *self._known[row], plan, out)
 
+    def clips(self, looks: Sequence[Look], out: tuple[int, int], *, motion: bool = False) -> Clips:
+        """Clips of the same length, with what lies beside them; ``motion``: of a cache that was filled with it."""
+        data = self.cut(looks, out)
+        time, crop, share = (torch.from_numpy(np.stack([getattr(k, name) for k in looks])) for name in ("time", "crop", "share"))
+        scores = [k.score for k in looks if k.score is not None]
+        clips = Clips(data, time, crop, share, looks[0].source, score=torch.stack(scores) if scores else None)
+        if not motion:
+            return clips
+        parts = zip(*(told(self._fields(k, out), k.window, out) for k in looks), strict=True)
+        moved, known = (torch.from_numpy(np.stack(part)) for part in parts)
+        return replace(clips, motion=seen_where_untold(moved, known, data), known=known)
+
+    def _fields(self, look: Look, out: tuple[int, int]) -> list[np.ndarray | None]:
+        """The displacements of a clip's frames, cut as its pixels are."""
+        fields, known = self._moves[look.row]
+        have = self._known[look.row][2]
+        return [cut_field(fields[i] / np.float32(UNIT), have, look.box, out) if known[i] else None for i in look.window.tolist()]
+
     @abstractmethod
     def cut(self, looks: Sequence[Look], out: tuple[int, int]) -> Tensor:
         """The pixels of clips of the same length, (V, T, h, w, 3) uint8."""
@@ -77,7 +103,7 @@ class MemoryCache(FrameCache):
 
     @property
     def bytes(self) -> int:
-        return sum(frames.numel() for frames in self._frames.values())
+        return sum(frames.numel() for frames in self._frames.values()) + sum(motion.nbytes for motion, _ in self._moves.values())
 
     def _keep(self, row: int, frames: Tensor) -> None:
         self._frames[row] = frames.clone()  # out of the decoding process's shared memory

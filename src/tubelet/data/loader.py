@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tubelet.core import Batch, CounterDraw, Stream
+from tubelet.core import Batch, CounterDraw
+from tubelet.data.beside import Beside
 from tubelet.data.cache import Progress, build_cache
 from tubelet.data.clip import Clips, Look, Plan, TrainDraws, make_clips, to_batch
 from tubelet.data.decode import Mismatch
@@ -22,10 +23,10 @@ from tubelet.data.files import TimedOut
 from tubelet.data.kept import FrameCache
 from tubelet.data.order import Order
 from tubelet.data.places import is_url
-from tubelet.data.reader import Decoder, choose_decoder, open_item
+from tubelet.data.reader import Decoder, open_item
 from tubelet.data.settings import DataSettings
 from tubelet.data.supply import Pace, Supply
-from tubelet.data.table import KINDS, Table
+from tubelet.data.table import KINDS, Item, Table
 from tubelet.data.together import read_together
 from tubelet.data.workers import auto_workers, killed_after, run_jobs, still_moving
 from tubelet.errors import DataError, DecodeError
@@ -49,7 +50,9 @@ class Parcel:
         """All of its batch."""
         if self.batch is None:
             return []
-        parts = [part for s in self.batch.streams.values() for part in (s.data, s.valid, s.time, s.crop)]
+        parts: list[Tensor] = []
+        for stream in self.batch.streams.values():
+            stream.map(lambda x: parts.append(x) or x)
         return [x for x in (*parts, *self.batch.labels.values(), self.batch.sample) if isinstance(x, Tensor)]
 
     def pin_memory(self) -> Parcel:
@@ -60,36 +63,37 @@ class Parcel:
         def pin(x: Tensor) -> Tensor:
             return x.pin_memory() if x.device.type == "cpu" else x
 
-        def may(x: Tensor | None) -> Tensor | None:
-            return None if x is None else pin(x)
-
-        streams = {k: Stream(pin(s.data), may(s.valid), may(s.time), may(s.crop)) for k, s in self.batch.streams.items()}
+        streams = {k: s.map(pin) for k, s in self.batch.streams.items()}
         labels = {k: pin(v) if isinstance(v, Tensor) else v for k, v in self.batch.labels.items()}
-        return replace(self, batch=Batch(streams, labels, pin(self.batch.sample), self.batch.key))
+        return replace(self, batch=replace(self.batch, streams=streams, labels=labels, sample=pin(self.batch.sample)))
 
 
 class ItemReader:
-    """Clips of a table's items, from the cache or by decoding: opened again once where that fails. Remembers what is broken."""
+    """Clips of a table's items, from the cache or by decoding: opened again once where that fails. Remembers what is broken. ``beside``:
+    what comes with the pixels, None = nothing."""
 
-    def __init__(self, table: Table, settings: DataSettings, decoder: Decoder, cache: FrameCache | None = None) -> None:
-        self.table, self.settings, self.cache = table, settings, cache
+    def __init__(
+        self, table: Table, settings: DataSettings, decoder: Decoder, cache: FrameCache | None = None, beside: Beside | None = None
+    ) -> None:
+        self.table, self.settings, self.cache, self.beside = table, settings, cache, beside or Beside(decoder)
         self.decoder: Decoder = decoder
         self._broken: dict[int, str] = {}
 
     def visit(self, row: int, plan: Plan) -> Clips | list[Look]:
-        """The clips of a visit: decoded, or from the cache and not cut yet. Raises DecodeError."""
-        return self.clips(row, plan) if self.cache is None else self.cache.looks(row, plan, self.settings.hw)
+        """The clips of a visit: decoded, or from the cache and not cut yet. Raises DecodeError, DataError for what lies beside them."""
+        if self.cache is None:
+            return self.clips(row, plan)
+        return self.beside.looks(self.cache.looks(row, plan, self.settings.hw), self.settings.hw)
 
     def cut(self, visits: Sequence[Clips | list[Look]]) -> list[Clips]:
         """The clips of visits, in order; those from the cache are all cut at once."""
         looks = [look for visit in visits if isinstance(visit, list) for look in visit]
         if not looks or self.cache is None:
             return [visit for visit in visits if isinstance(visit, Clips)]
-        time, crop = (torch.from_numpy(np.stack(parts)) for parts in ([k.time for k in looks], [k.crop for k in looks]))
-        return [Clips(self.cache.cut(looks, self.settings.hw), time, crop)]
+        return [self.cache.clips(looks, self.settings.hw, motion=self.beside.motion)]
 
     def clips(self, row: int, plan: Plan) -> Clips:
-        """Decoded clips. Raises DecodeError. A time-out is not remembered: it may go away."""
+        """Decoded clips. Raises DecodeError, DataError for what lies beside them. A time-out is not remembered: it may go away."""
         if row in self._broken:
             raise DecodeError(self._broken[row])
         try:
@@ -113,7 +117,7 @@ class ItemReader:
         try:
             with (
                 killed_after(2 * s.decode_timeout + 1, rows[0]),
-                open_item(items[0], decoder=self.decoder, timeout=s.decode_timeout, folder_fps=s.folder_fps, store=s.store) as reader,
+                self._open(items[0]) as reader,
             ):
 
                 def reading(i: int) -> None:
@@ -121,9 +125,9 @@ class ItemReader:
                     still_moving(rows[i])
 
                 def done(i: int, clips: Clips) -> None:
-                    found[rows[i]] = clips
+                    found[rows[i]] = self.beside.clips(rows[i], clips, s.hw)
 
-                read_together(reader, items, plan, s.hw, reading=reading, done=done)
+                read_together(reader, items, plan, s.hw, motion=self.beside.motion, reading=reading, done=done)
         except (DecodeError, Mismatch):
             pass  # the rest is read item by item
         return found
@@ -134,11 +138,14 @@ class ItemReader:
 
     def _decode(self, row: int, plan: Plan) -> Clips:
         item, s = self.table.item(row), self.settings
-        with (
-            killed_after(2 * s.decode_timeout + 1, row),
-            open_item(item, decoder=self.decoder, timeout=s.decode_timeout, folder_fps=s.folder_fps, store=s.store) as reader,
-        ):
-            return make_clips(reader, item, plan, s.hw)
+        with killed_after(2 * s.decode_timeout + 1, row), self._open(item) as reader:
+            clips = make_clips(reader, item, plan, s.hw, motion=self.beside.motion)
+        return self.beside.clips(row, clips, s.hw)
+
+    def _open(self, item: Item) -> Any:
+        s = self.settings
+        known = {"timeout": s.decode_timeout, "folder_fps": s.folder_fps, "store": s.store}
+        return open_item(item, decoder=self.decoder, vectors=self.beside.motion, **known)
 
     def labels(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """``item``: table rows (B,) int64; ``class`` (B,) int64 where the table is labelled."""
@@ -165,7 +172,8 @@ class ClipMaker:
         places = [self.order[k] for k in numbers]
         sample = torch.tensor(numbers, dtype=torch.int64)
         settings, seed = self.reader.settings, self.order.seed
-        draws = TrainDraws(settings, CounterDraw(seed, sample), CounterDraw(seed, sample - sample % settings.repeats))
+        draw = CounterDraw(seed, sample)
+        draws = TrainDraws(settings, draw, CounterDraw(seed, sample - sample % settings.repeats))
         visits: list[Clips | list[Look]] = []
         rows: list[int] = []
         faults: list[Fault] = []
@@ -187,7 +195,8 @@ class ClipMaker:
                 return Parcel(None, faults, f"{self.replacements + 1} videos in a row cannot be read, the last: {faults[-1].reason}")
             rows += [row] * len(positions)
         keys = [self.reader.table.keys[row] for row in rows]
-        return Parcel(to_batch(self.reader.cut(visits), sample=sample, key=keys, labels=self.reader.labels(rows)), faults)
+        text, labels = self.reader.beside.text(rows, draw), self.reader.labels(rows)
+        return Parcel(to_batch(self.reader.cut(visits), sample=sample, key=keys, labels=labels, text=text), faults)
 
     def replacement(self, visit: int, attempt: int) -> int:
         """The row to try instead: a function of seed, visit and attempt alone, never of what happened before."""
@@ -249,6 +258,7 @@ class VideoFeed:
     Sample k is position k % len(feed) of epoch k // len(feed); ``clips_per_video`` x ``repeats`` neighbours share one video and one decode
     where they are in the same list, and ``repeats`` of them one clip. Batches are on the CPU, pinned where ``device`` is CUDA; with
     ``cache = device`` they are on the device.
+    ``needs``: what batches bring: "video", "motion" (a stream of displacements), "text", "map" (a stream of scores).
     ``run_dir``: where bad_videos.jsonl goes. ``progress(done, total, text)`` is told how the cache fills. Raises DataError, ConfigError.
     """
 
@@ -261,16 +271,20 @@ class VideoFeed:
         run_dir: Path | None = None,
         device: str | torch.device = "cpu",
         progress: Progress | None = None,
+        needs: Collection[str] = ("video",),
     ) -> None:
         if not len(table):
             raise DataError("the data table is empty")
         self.table, self.settings, self.seed, self.device = table, settings, seed, torch.device(device)
-        self.decoder: Decoder = choose_decoder(settings.decoder)
+        beside = Beside.of(table, settings, needs)
+        beside.check_cache(settings.cache)
+        self.decoder: Decoder = beside.decoder
         self.workers = auto_workers() if settings.workers == "auto" else settings.workers
         self.remote = any("://" in path for path in table.paths)
         cache = None
         if settings.cache != "none":
-            cache = build_cache(table, settings, decoder=self.decoder, device=self.device, workers=self.workers, progress=progress)
+            how = {"decoder": self.decoder, "device": self.device, "workers": self.workers, "motion": beside.motion}
+            cache = build_cache(table, settings, progress=progress, **how)
             self.remote = False  # nothing is fetched any more
         if settings.cache == "device":
             self.workers = 0
@@ -280,13 +294,18 @@ class VideoFeed:
         self._groups = shards_to_mix(table, settings)
         shards = self._groups.shards if self._groups is not None else None
         order = Order(len(table), seed=seed, clips_per_video=visit, shards=shards, mixed=settings.shuffle_shards)
-        self._cache = cache
-        self._maker = ClipMaker(ItemReader(table, settings, self.decoder, cache), order)
+        self._cache, self._beside = cache, beside
+        self._maker = ClipMaker(ItemReader(table, settings, self.decoder, cache, beside), order)
         self._running: list[Iterator[Any]] = []
 
     def __len__(self) -> int:
         """Samples in one epoch: items x clips_per_video x repeats."""
         return len(self._maker)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user may want to know of what comes beside the pixels."""
+        return self._beside.notes
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for a run to go on with the same samples."""
@@ -296,7 +315,7 @@ class VideoFeed:
         kept = self.settings.short_side if self.settings.cache != "none" else None
         order = self._maker.order.fingerprint()
         own = {"seed": self.seed, "size": list(self.settings.hw), "cache_size": kept, "decoder": self.decoder}
-        return {**self.table.fingerprint(), **chosen, **own, **order}
+        return {**self.table.fingerprint(), **chosen, **own, **order, **self._beside.fingerprint()}
 
     def keys(self) -> Sequence[str]:
         """Names of the items in table order."""
@@ -323,7 +342,7 @@ class VideoFeed:
         frames are cached, else one video's. Nothing is counted or remembered of it."""
         s, visit = self.settings, self._maker.order.clips
         settings = s.model_copy(update={"decode_timeout": min(s.decode_timeout, seconds)})
-        maker = ClipMaker(ItemReader(self.table, settings, self.decoder, self._cache), self._maker.order, replacements=0)
+        maker = ClipMaker(ItemReader(self.table, settings, self.decoder, self._cache, self._beside), self._maker.order, replacements=0)
         group = visit if self._cache is None else -(-min(batch, _CACHED_GROUP) // visit) * visit
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as in a worker

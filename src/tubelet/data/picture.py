@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tubelet.data import transform
 from tubelet.data.transform import Box
+from tubelet.data.vectors import cells, cut_field, field_of, pooled
 from tubelet.errors import DecodeError
 
 SHRUNK = 1.5  # from this factor on, scaling a box's planes is faster than converting the whole frame (measured from 340x256 to 4K)
@@ -49,6 +50,11 @@ class Picture(ABC):
     def part(self, box: Box, out: tuple[int, int]) -> Tensor:
         """What :meth:`cut` gives, or the box in its own size (h, w, 3) where resizing the frames of a clip together is faster. A copy."""
         return self.cut(box, out)
+
+    def motion(self, box: Box, out: tuple[int, int]) -> np.ndarray | None:
+        """(2, ceil(h / 4), ceil(w / 4)) float32: (dx, dy) of what the box shows from the frame before to this one, for each 4x4 cell of a
+        clip of ``out`` (h, w), in its pixels. None where nobody says it."""
+        return None
 
 
 class PixelPicture(Picture):
@@ -182,6 +188,7 @@ class PlanePicture(Picture):
     def __init__(self, frame: VideoFrame, converter: Converter) -> None:
         self._frame, self._converter = frame, converter
         self._stored: np.ndarray | None = None
+        self._vectors: tuple[np.ndarray | None] | None = None  # asked for once
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -220,6 +227,18 @@ class PlanePicture(Picture):
             image = PixelPicture(self._rgb).cut(stored, size)
         image = image.transpose(0, 1) if swap else image
         return image.flip([axis for axis, turned in enumerate((up, left)) if turned]) if up or left else image
+
+    def motion(self, box: Box, out: tuple[int, int]) -> np.ndarray | None:
+        if self._vectors is None:
+            self._vectors = (field_of(self._frame),)
+        (field,) = self._vectors
+        stored, have = self._converter.shape, (self._frame.height, self._frame.width)
+        if field is None:
+            return None
+        if have != stored:  # a frame of another size, shown at that of the first
+            field = pooled(field, cells(stored), (have[0] / stored[0], have[1] / stored[1]))
+            field = field * np.array([stored[1] / have[1], stored[0] / have[0]], np.float32)
+        return cut_field(field, stored, box, out, self._converter.turn)
 
 
 def orientation(frame: VideoFrame) -> tuple[bool, bool, bool]:

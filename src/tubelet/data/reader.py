@@ -50,14 +50,21 @@ def choose_decoder(wanted: Literal["auto", "pyav", "torchcodec"]) -> Decoder:
 
 
 def open_item(
-    item: Item, *, decoder: Decoder = "pyav", timeout: float = 30.0, folder_fps: float = 25.0, store: Store | None = None
+    item: Item,
+    *,
+    decoder: Decoder = "pyav",
+    timeout: float = 30.0,
+    folder_fps: float = 25.0,
+    store: Store | None = None,
+    vectors: bool = False,
 ) -> PyavReader | StillReader | PreparedReader:
-    """The reader for an item. ``store``: where fetched shards are kept. Raises DecodeError, DataError for a prepared set that cannot be
+    """The reader for an item. ``store``: where fetched shards are kept. ``vectors``: its pictures know their motion
+    where the codec's decoder (never torchcodec) tells it. Raises DecodeError, DataError for a prepared set that cannot be
     used."""
     if item.kind == "prepared":
         from tubelet.data.prepared.reader import PreparedReader
 
-        return PreparedReader(item.path, key=item.key, timeout=timeout, store=store)
+        return PreparedReader(item.path, key=item.key, timeout=timeout, store=store, vectors=vectors)
     if item.kind != "video":
         return StillReader(item.path, folder=item.kind == "frames", fps=folder_fps, timeout=timeout)
     kind = PyavReader
@@ -65,7 +72,7 @@ def open_item(
         from tubelet.data.torchcodec_reader import TorchcodecReader
 
         kind = TorchcodecReader
-    return _open_readers.take(item.path, kind, timeout)
+    return _open_readers.take(item.path, kind, timeout, vectors)
 
 
 class OpenReaders:
@@ -77,12 +84,12 @@ class OpenReaders:
         self._most, self._frames, self._pixels = most, frames, pixels
         self._idle: OrderedDict[tuple[object, ...], PyavReader] = OrderedDict()
 
-    def take(self, path: str, kind: type[PyavReader], timeout: float) -> PyavReader:
+    def take(self, path: str, kind: type[PyavReader], timeout: float, vectors: bool = False) -> PyavReader:
         """A reader that comes back here when its visit ended well. Raises DecodeError."""
-        key = self._identity(path, kind)
+        key = self._identity(path, kind, vectors)
         reader = self._idle.pop(key, None) if key is not None else None
         if reader is None:
-            reader = kind(path, timeout=timeout)
+            reader = kind(path, timeout=timeout, vectors=vectors)
             if key is not None:
                 reader.leave = lambda reader: self._keep(key, reader)
         else:
@@ -95,7 +102,7 @@ class OpenReaders:
             self._idle.popitem()[1].close()
 
     @staticmethod
-    def _identity(path: str, kind: type[PyavReader]) -> tuple[object, ...] | None:
+    def _identity(path: str, kind: type[PyavReader], vectors: bool) -> tuple[object, ...] | None:
         """None: not a local file, or none that can be opened."""
         if "://" in path:
             return None
@@ -103,7 +110,7 @@ class OpenReaders:
             info = os.stat(path)
         except OSError:
             return None
-        return path, info.st_ino, info.st_size, info.st_mtime_ns, kind, os.getpid()
+        return path, info.st_ino, info.st_size, info.st_mtime_ns, kind, vectors, os.getpid()
 
     def _keep(self, key: tuple[object, ...], reader: PyavReader) -> bool:
         stream = reader.stream

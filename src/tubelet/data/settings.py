@@ -156,6 +156,9 @@ class DataSettings(Settings):
         default="ignore", description="Picture files in a folder source: leave out, each one an item, or each folder of them one clip."
     )
     folder_fps: float = Field(default=25.0, gt=0, le=1000, description="Frames a second of a folder of frames.")
+    maps: str | None = Field(
+        default=None, description="Manifest column with the path of each item's score map (.npy), for maskings that follow one."
+    )
     cache: Literal["none", "memory", "device"] = Field(
         default="none",
         description="Keep all videos decoded: in main memory (shared by the workers) or on the training device. For small sets.",

@@ -218,7 +218,7 @@ def _manifest(place: Place, ask: _Ask) -> _Part:
     paths = [place.resolve(e.path) for e in chosen]
     kinds, missing = _kinds_of(paths, [f"{place.name}, line {e.line}" for e in chosen])
     rows = [
-        Row(path, _key(e), kind, e.start, e.end, label(e), f"{place.name}, line {e.line}", e.columns)
+        Row(path, _key(e), kind, e.start, e.end, label(e), f"{place.name}, line {e.line}", e.columns, place.resolve(""))
         for e, path, kind in zip(chosen, paths, kinds, strict=True)
     ]
     names = frozenset(name for e in entries if (name := label(e)) is not None)

@@ -66,7 +66,8 @@ class Item:
 
 @dataclass(frozen=True)
 class Row:
-    """An item on its way into a table. ``where``: file and line for messages. ``label``: the class name."""
+    """An item on its way into a table. ``where``: file and line for messages. ``label``: the class name. ``folder``: what relative paths
+    in its other columns start with."""
 
     path: str
     key: str
@@ -76,6 +77,7 @@ class Row:
     label: str | None = None
     where: str = ""
     extra: Mapping[str, str] | None = None
+    folder: str = ""
 
 
 class Table:
@@ -96,6 +98,9 @@ class Table:
         names = sorted({name for r in rows for name in (r.extra or {})})
         self.extra: dict[str, Sequence[str]] = {name: Strings((r.extra or {}).get(name, "") for r in rows) for name in names}
         self.notes = tuple(notes)
+        folders = sorted({r.folder for r in rows})
+        number = {folder: i for i, folder in enumerate(folders)}
+        self._folders, self._folder = tuple(folders), np.array([number[r.folder] for r in rows], np.uint32)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -105,6 +110,10 @@ class Table:
         start, end = (None if math.isnan(v) else float(v) for v in self.spans[row])
         return Item(self.paths[row], KINDS[self.kinds[row]], start, end, self.keys[row], int(self.labels[row]))
 
+    def folder(self, row: int) -> str:
+        """What relative paths in an item's other columns start with: the manifest's folder with a slash, or nothing."""
+        return self._folders[self._folder[row]]
+
     def rows(self) -> list[Row]:
         """All rows, from which :class:`Table` makes an equal table."""
         out = []
@@ -112,7 +121,7 @@ class Table:
             item = self.item(i)
             label = self.classes[item.label] if item.label >= 0 else None
             extra = {name: column[i] for name, column in self.extra.items()}
-            out.append(Row(item.path, item.key, item.kind, item.start, item.end, label, "", extra))
+            out.append(Row(item.path, item.key, item.kind, item.start, item.end, label, "", extra, self.folder(i)))
         return out
 
     def select(self, rows: Sequence[int] | np.ndarray) -> Table:

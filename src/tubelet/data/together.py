@@ -34,6 +34,7 @@ def read_together(
     plan: Plan,
     out: tuple[int, int],
     *,
+    motion: bool = False,
     reading: Callable[[int], None],
     done: Callable[[int, Clips], None],
 ) -> None:
@@ -53,7 +54,7 @@ def read_together(
             continue
         windows = plan.windows(timeline.times[rows])
         frames = rows[np.unique(np.concatenate(windows))]
-        parts[i] = _Part(rows, Cuts(reader, windows, plan, out), len(frames), int(frames[-1]))
+        parts[i] = _Part(rows, Cuts(reader, windows, plan, out, motion=motion), len(frames), int(frames[-1]))
         for frame in frames.tolist():
             wanted.setdefault(frame, []).append(i)
     if not parts:

@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from tubelet.core import Batch, Frozen, Losses, Masker, Step, Stream, Trainable
+from tubelet.core import Batch, Frozen, Losses, Masker, Step, Trainable
 from tubelet.train.optim import default_groups
 
 NEEDS_VALUES = (
@@ -269,9 +269,9 @@ def _with_values(batch: Batch) -> Batch:
             return [real(v) for v in x] if isinstance(x, list | tuple) else x
         return torch.zeros_like(x, device="cpu") if x.is_meta else x.cpu()
 
-    streams = {k: Stream(real(s.data), real(s.valid), real(s.time), real(s.crop)) for k, s in batch.streams.items()}
+    streams = {k: s.map(real) for k, s in batch.streams.items()}
     sample = torch.arange(len(batch)) if batch.sample.is_meta else batch.sample.cpu()
-    return Batch(streams, {k: real(v) for k, v in batch.labels.items()}, sample, batch.key)
+    return Batch(streams, {k: real(v) for k, v in batch.labels.items()}, sample, batch.key, batch.text)
 
 
 def _all_modules(trainable: nn.Module) -> list[nn.Module]:

@@ -49,14 +49,14 @@ class PreparedReader:
     """One origin of a prepared set, as :class:`~tubelet.data.reader.Reader`. Use as a context manager; a reader belongs to one thread.
 
     ``path``: ``OUT#17``, of a folder or URL. ``key``: its name for messages. Pixels: uint8 RGB, upright, at the size they were prepared at;
-    ``source``: (h, w) of the source as displayed. Raises DecodeError for what is wrong with the origin, DataError for what is wrong with
-    the set.
+    ``source``: (h, w) of the source as displayed. ``vectors``: pictures know the motion that the pieces were encoded with. Raises
+    DecodeError for what is wrong with the origin, DataError for what is wrong with the set.
     """
 
-    def __init__(self, path: str, *, key: str = "", timeout: float = 30.0, store: Store | None = None) -> None:
+    def __init__(self, path: str, *, key: str = "", timeout: float = 30.0, store: Store | None = None, vectors: bool = False) -> None:
         place = split_path(path)
         assert place is not None, "the path of an item of a prepared set ends in #NUMBER"
-        self.path, self._key, self.deadline = path, key, Deadline(path, timeout)
+        self.path, self._key, self.deadline, self.vectors = path, key, Deadline(path, timeout), vectors
         self.set: Prepared = open_prepared(place[0], store=store, timeout=timeout)
         if place[1] >= len(self.set.origins):
             raise DecodeError(f"{path}: the set has {len(self.set.origins)} origins, numbered from 0")
@@ -137,7 +137,7 @@ class PreparedReader:
         keys = np.flatnonzero(packets["size"] & np.uint32(KEY_BIT))
         if not len(keys) or keys[0] > wanted[0] or (at + size > piece.bytes).any():
             raise DecodeError(f"{self.where(piece)}: its index is damaged")
-        with _borrowed(self.set, piece.setup) as decoder:
+        with _borrowed(self.set, piece.setup, self.vectors) as decoder:
             try:
                 for runs in _spans(_runs(keys, wanted), at, size):
                     start, end = int(at[runs[0].first]), int(at[runs[-1].last] + size[runs[-1].last])
@@ -216,14 +216,14 @@ def _spans(runs: list[Run], at: np.ndarray, size: np.ndarray) -> Iterator[list[R
 
 
 class _Decoder:
-    """A decoder of one set-up. It must tell of damage instead of painting over it."""
+    """A decoder of one set-up, with or without motion vectors. It must tell of damage instead of painting over it."""
 
-    def __init__(self, setup: bytes) -> None:
+    def __init__(self, setup: bytes, vectors: bool) -> None:
         av.logging.set_level(av.logging.PANIC)
         context = cast(VideoCodecContext, av.CodecContext.create("h264", "r"))
         context.extradata = setup
         context.thread_count = 1  # workers are processes
-        context.options = {"err_detect": "explode+aggressive", "flags": "+low_delay"}
+        context.options = {"err_detect": "explode+aggressive", "flags": "+low_delay"} | ({"flags2": "+export_mvs"} if vectors else {})
         context.open()
         self._context, self._used = context, False
 
@@ -264,17 +264,17 @@ _idle = _Borrowed()
 class _borrowed:
     """A decoder for the time of a ``with``: kept for the next one unless an error came; never one of the parent process's."""
 
-    def __init__(self, owner: Prepared, setup: int) -> None:
-        self._setup = owner.setups[setup]
+    def __init__(self, owner: Prepared, setup: int, vectors: bool) -> None:
+        self._key = owner.setups[setup], vectors
 
     def __enter__(self) -> _Decoder:
         if _idle.process != os.getpid():
             _idle.__init__()
-        self._decoder = _idle.free.pop((self._setup,), None) or _Decoder(self._setup)
+        self._decoder = _idle.free.pop(self._key, None) or _Decoder(*self._key)
         return self._decoder
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None:
-            _idle.free[(self._setup,)] = self._decoder
+            _idle.free[self._key] = self._decoder
             while len(_idle.free) > _CONTEXTS:
                 _idle.free.popitem(last=False)
