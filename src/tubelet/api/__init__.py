@@ -7,12 +7,13 @@ from tubelet.api.features import embed, knn, probe
 from tubelet.api.finetuning import Finetuned, evaluate, finetune
 from tubelet.api.listing import make_playground, recipes, show_recipe
 from tubelet.api.loading import Loaded, load
-from tubelet.api.picturing import masks, reconstruct
+from tubelet.api.picturing import reconstruct
 from tubelet.api.planning import plan
 from tubelet.api.preparing import Prepared, merge_prepared, prepare
 from tubelet.api.pretraining import pretrain
 from tubelet.api.replaying import Replay, replay
 from tubelet.api.reporting import report
+from tubelet.api.showing import guide, masks
 
 __all__ = [
     "Finetuned",
@@ -25,6 +26,7 @@ __all__ = [
     "embed",
     "evaluate",
     "finetune",
+    "guide",
     "knn",
     "load",
     "load_classifier",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,9 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from tubelet.config import Settings
-from tubelet.core import Masker, Trainable
+from tubelet.core import Masker, TokenGrid, Trainable
 from tubelet.data.settings import DataSettings
-from tubelet.errors import ConfigError
 from tubelet.recipe import StageSettings
 
 Sources = str | Path | Sequence[str | Path]
@@ -25,19 +24,23 @@ def build(stage: StageSettings) -> Trainable:
     """The untrained model of a stage; its random weights are a function of ``train.seed`` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stage.train.seed + 1)
-        masker = None if stage.masking is None else build_masker(stage.masking, stage.method, stage.data)
+        masker = None if stage.masking is None else _stage_masker(stage.masking, stage.method, stage.data)
         torch.manual_seed(stage.train.seed)
         return cast(Any, stage.method).build(masking=masker, frames=stage.data.frames, size=stage.data.hw)
 
 
-def build_masker(masking: Settings, method: Any, data: DataSettings) -> Masker:
-    """A masker from its settings; one that learns is told the grid and the width of the tokens that it will see. Raises ConfigError."""
+def _stage_masker(masking: Settings, method: Any, data: DataSettings) -> Masker:
+    """Of a stage."""
+    if not (hasattr(method, "grid") and hasattr(method, "width")):
+        return cast(Any, masking).build()
+    return build_masker(masking, lambda: method.grid(data.frames, data.hw), lambda: method.width)
+
+
+def build_masker(masking: Settings, grid: Callable[[], TokenGrid], dim: Callable[[], int]) -> Masker:
+    """A masker from its settings; one that learns is told the grid and the width of the tokens that it will see."""
     make = cast(Any, masking).build
-    wanted = set(inspect.signature(make).parameters) & {"grid", "dim"}
-    if wanted and not (hasattr(method, "grid") and hasattr(method, "width")):
-        raise ConfigError(f"the masking {masking.model_dump().get('kind')} learns from tokens, which this method does not hand out")
-    known = {"grid": lambda: method.grid(data.frames, data.hw), "dim": lambda: method.width}
-    return make(**{name: known[name]() for name in wanted})
+    known: dict[str, Callable[[], Any]] = {"grid": grid, "dim": dim}
+    return make(**{name: ask() for name, ask in known.items() if name in inspect.signature(make).parameters})
 
 
 def say(text: str) -> None:

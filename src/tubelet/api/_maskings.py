@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import traceback
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
 import torch
 
 from tubelet.config import Settings, config_class, did_you_mean, kinds, overlay, parse
-from tubelet.core import Batch, CounterDraw, Masker, Step, TokenGrid
+from tubelet.core import Batch, CounterDraw, Mask, Masker, Step, TokenGrid
 from tubelet.errors import ConfigError
 from tubelet.viz.maskings import ShownMask
 
@@ -18,19 +19,50 @@ FAMILY = "tubelet.masking"
 LEARNED = "has weights that a training run learns"
 
 
+HINTS = {"text": "a caption: give --caption", "map": "score maps, which a manifest brings"}
+
+
+class Masks(Protocol):
+    """A model that has learned how to mask."""
+
+    def mask(self, batch: Batch, at: Step) -> Mask: ...
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A run's masking: its kind and settings, the model that it looks through, and the clips (frames, size, stride, patch) it works
+    with."""
+
+    kind: str
+    model: Masks
+    settings: dict[str, Any]
+    clip: Mapping[str, Any]
+
+
 def unavailable(masker: Masker, brought: Collection[str]) -> str:
     """What a masker needs besides what is brought, or nothing."""
     missing = sorted(masker.needs - set(brought))
-    return f"needs {' and '.join(missing)} besides the video" if missing else ""
+    return f"needs {' and '.join(HINTS.get(name, name) for name in missing)}" if missing else ""
+
+
+def wanted(settings: Sequence[str], *, caption: bool) -> set[str]:
+    """What must lie beside the pixels for the kinds that a video alone can serve, and with a ``caption`` those that read text."""
+    given, needs = _given(settings), {"video"}
+    for kind in kinds(FAMILY):
+        try:
+            needs |= cast(Any, parse(config_class(FAMILY, kind), {"kind": kind, **given.get(kind, {})})).build().needs
+        except (ConfigError, TypeError, AttributeError):
+            continue  # told when it is tried
+    return needs & {"video", "motion", *({"text"} if caption else ())}
 
 
 def try_all(
-    batch: Batch, grid: TokenGrid, *, ratio: float | None, settings: Sequence[str], seed: int, brought: Collection[str] = ("video",)
+    batch: Batch, grid: TokenGrid, *, ratio: float | None, settings: Sequence[str], seed: int, learned: Learned | None = None
 ) -> tuple[list[ShownMask], list[tuple[str, str]]]:
     """The mask of every kind that can make one for a batch of one clip, and (kind, reason) of the others.
 
-    ``settings``: ``kind.setting=value``. ``brought``: what the batch has. Raises ConfigError for mistakes in the settings, where a kind
-    that they name cannot mask this clip, and where none can.
+    ``settings``: ``kind.setting=value``. ``learned``: a run's masking, in place of an untrained one. Raises ConfigError for mistakes in the
+    settings, where a kind that they name cannot mask this clip, and where none can.
     """
     given = _given(settings)
     shown: list[ShownMask] = []
@@ -38,7 +70,10 @@ def try_all(
     wrong: list[str] = []
     for kind in kinds(FAMILY):
         try:
-            shown.append(_try(kind, given.get(kind, {}), ratio, batch, grid, seed, brought))
+            if learned is not None and learned.kind == kind and kind not in given:
+                shown.append(_ask(learned, batch, grid, seed))
+            else:
+                shown.append(_try(kind, given.get(kind, {}), ratio, batch, grid, seed))
         except ConfigError as error:
             if kind in given:
                 wrong += [f"{kind}: {problem}" for problem in error.problems]
@@ -70,13 +105,20 @@ def _given(settings: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
     return given
 
 
-def _try(
-    kind: str, values: Mapping[str, Any], ratio: float | None, batch: Batch, grid: TokenGrid, seed: int, brought: Collection[str]
-) -> ShownMask:
+def _ask(learned: Learned, batch: Batch, grid: TokenGrid, seed: int) -> ShownMask:
+    """The mask of a run."""
+    with torch.no_grad():
+        mask = learned.model.mask(batch, Step(0, 0, 0.0, 1.0, CounterDraw(seed, batch.sample)))
+    if mask.grid != grid:
+        raise ConfigError(f"the run masks clips of {mask.grid.shape} tubelets, not of {grid.shape}: leave frames, size and patch to it")
+    return ShownMask(learned.kind, learned.settings, mask)
+
+
+def _try(kind: str, values: Mapping[str, Any], ratio: float | None, batch: Batch, grid: TokenGrid, seed: int) -> ShownMask:
     """What one kind makes of the clip. Raises ConfigError with the reason where it cannot."""
     at = Step(0, 0, 0.0, 0.0, CounterDraw(seed, batch.sample))
     try:
-        config, masker = _masker(kind, values, ratio, brought)
+        config, masker = _masker(kind, values, ratio, {*batch.streams, *({"text"} if any(batch.text) else ())})
         with torch.no_grad():
             mask = masker(grid, batch, "video", at)
     except ConfigError:
@@ -98,6 +140,8 @@ def _masker(kind: str, values: Mapping[str, Any], ratio: float | None, brought: 
     default = {"ratio": ratio} if ratio is not None and "ratio" in cls.model_fields else {}
     config = parse(cls, {"kind": kind, **default, **values})
     build = cast(Any, config).build
+    if set(inspect.signature(build).parameters) & {"grid", "dim"}:
+        raise ConfigError(f"{LEARNED}: give the run, --run RUN")
     try:
         inspect.signature(build).bind()
     except TypeError:

@@ -1,4 +1,4 @@
-"""Pictures of what a model imagines, and of what masking strategies hide."""
+"""Pictures of what a model imagines."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol, cast, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
 from pydantic import SerializeAsAny
 
-from tubelet.api._common import Sources
+from tubelet.api._common import Sources, build_masker
 from tubelet.api._footage import Footage, Shot
-from tubelet.api._maskings import LEARNED, try_all, unavailable
+from tubelet.api._maskings import LEARNED, unavailable
 from tubelet.api.loading import Loaded, load
 from tubelet.config import Family, Settings, import_file, overlay, parse
 from tubelet.core import Batch, CounterDraw, Masker, Step, TokenGrid
@@ -27,7 +27,6 @@ from tubelet.errors import ConfigError, DataError, TubeletError
 from tubelet.methods.videomae import Reconstruction
 from tubelet.nn.video import AXES, VideoEncoder
 from tubelet.train.checkpoint import read_meta
-from tubelet.viz.maskings import ShownMask, mask_figure, mask_frames
 from tubelet.viz.pictures import Statistics, sheet
 from tubelet.viz.saving import save_animation, save_picture, writable
 from tubelet.viz.trivial import MaskedError
@@ -224,7 +223,7 @@ def _look(loaded: Loaded, model: Imagines, settings: Sequence[str], split: str |
     if plain["masking"] == base["masking"] and model.masking is not None:
         masker = model.masking
     else:
-        masker = _build(look.masking, model.masking)
+        masker = _build(look.masking, model)
     missing = unavailable(masker, NEEDS)
     if missing:
         raise ConfigError(f"the masking {_kind(look.masking)} {missing}; choose another, e.g. --set masking=tube")
@@ -241,9 +240,10 @@ def _kind(masking: Settings) -> str:
     return str(masking.model_dump()["kind"])
 
 
-def _build(masking: Settings, trained: Masker | None) -> Masker:
+def _build(masking: Settings, model: Imagines) -> Masker:
     """A masker from settings; what the run's masker of this kind has learned goes over to it. Raises ConfigError where nothing can."""
-    masker: Masker = cast(Any, masking).build()
+    encoder, trained = model.encoder, model.masking
+    masker = build_masker(masking, lambda: TokenGrid(AXES, encoder.position.shape, encoder.embed.patch), lambda: encoder.dim)
     if not masker.state_dict():
         return masker
     if trained is None or type(masker) is not type(trained):
@@ -264,76 +264,3 @@ def _masked_by(model: Imagines, masker: Masker) -> Iterator[None]:
         yield
     finally:
         model.masking = before
-
-
-@dataclass(frozen=True)
-class Masks:
-    """``shown``: what each masking made of the clip. ``skipped``: (kind, reason). ``picture``: what a .png holds."""
-
-    shown: tuple[ShownMask, ...]
-    skipped: tuple[tuple[str, str], ...]
-    picture: Image.Image
-    out: Path | None
-
-    def __str__(self) -> str:
-        lines = [str(one) for one in self.shown]
-        if self.skipped:
-            lines += [f"{len(self.skipped)} skipped:", *(f"  {kind}: {reason}" for kind, reason in self.skipped)]
-        return "\n".join(lines)
-
-
-def masks(
-    video: str | Path,
-    *,
-    out: str | Path | None = None,
-    ratio: float | None = None,
-    settings: Sequence[str] = (),
-    imports: Sequence[str | Path] = (),
-    frames: int = 16,
-    size: int | tuple[int, int] = 224,
-    patch: tuple[int, int, int] = (2, 16, 16),
-    stride: int = 1,
-    start: float | None = None,
-    columns: int = 8,
-    seed: int = 0,
-    overwrite: bool = False,
-) -> Masks:
-    """Every masking kind that there is, your own included, on one clip, with its ratio and the exact number of visible tubelets.
-
-    ``out``: .png (``columns`` columns), .gif or .mp4 (side by side); None = only return. ``ratio``: of all kinds that have one.
-    ``settings``: ``tube.ratio=0.9``. The clip: ``frames`` frames, every ``stride``-th of the video, ``size`` pixels or (height, width), cut
-    into ``patch`` (frames, rows, columns); ``start``: seconds, default the middle. ``seed``: of the masks. Kinds that need more than a
-    video (text, learned weights, ...) are listed as skipped with their reason. Raises ConfigError, DataError.
-    """
-    _at_least_one(columns=columns)
-    if ratio is not None and not 0 < ratio < 1:
-        raise ConfigError(f"ratio must be between 0 and 1, got {ratio:g}")
-    path = None if out is None else writable(out, overwrite=overwrite)
-    for file in imports:
-        import_file(file)
-    plain = {"frames": frames, "size": size, "stride": stride, "crop": "centre", "labels": "none"}
-    data = parse(DataSettings, plain, where="the clip")
-    try:
-        grid = TokenGrid.of((frames, *data.hw), patch, AXES)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    table = open_table_for(video, data)
-    if len(table) > 1:
-        raise DataError(f"{video} holds {len(table)} videos; give one, for example {table.paths[0]}")
-    brought = ("video", "motion")
-    footage = Footage(table, data, start=start, needs=brought)
-    shot = next(iter(footage), None)
-    if shot is None:
-        raise DataError(footage.failures[0][1])
-    batch = to_batch([shot.clip], sample=torch.tensor([0]), key=[shot.key], labels={})
-    clip, time = batch.stream("video").data, shot.clip.time
-    shown, skipped = try_all(batch, grid, ratio=ratio, settings=settings, seed=seed, brought=brought)
-    title = f"{shot.key}: {frames} x {data.hw[0]} x {data.hw[1]}, tubelets of {' x '.join(map(str, patch))}"
-    image = mask_figure(clip, time, shown, frames=columns, title=title)
-    if path is not None and path.suffix == ".png":
-        save_picture(path, image, overwrite=overwrite)
-    elif path is not None:
-        gap = float(time[0].diff().median()) if frames > 1 else 1.0
-        moving = list(mask_frames(clip, shown, seconds=gap, title=f"{title}."))
-        save_animation(path, moving * (rounds(frames * gap, SHORTEST) if path.suffix == ".mp4" else 1), overwrite=overwrite)
-    return Masks(tuple(shown), tuple(skipped), image, path)

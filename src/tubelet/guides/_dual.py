@@ -31,8 +31,8 @@ def open_dual(path: str | Path) -> tuple[Dual, str]:
     path = Path(path)
     if not path.exists():
         raise CheckpointError(
-            f"{path}: no such folder of a dual encoder. Nothing is downloaded: give the folder of a CLIP that you fetched, or train a small "
-            "one on your captions (tubelet pretrain ... --recipe dual) and give its run folder"
+            f"{path}: no such folder of a dual encoder. Nothing is downloaded: give the folder of a CLIP that you fetched, or train a "
+            "small one on your captions (tubelet pretrain ... --recipe dual) and give its run folder"
         )
     ours = path / "model.safetensors" if path.is_dir() else path
     if (path / "config.json").exists() and path.is_dir():

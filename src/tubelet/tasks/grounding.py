@@ -67,7 +67,7 @@ def grounding(
         raise ValueError("none of the frames shows the object that its text names")
     totals, hits, chances = torch.zeros(len(ratios), dtype=torch.float64), 0, 0.0
     for rows in seen.split(batch):
-        maps = score(frames[rows], [texts[i] for i in rows.tolist()]).float()
+        maps = score(frames[rows], [texts[int(i)] for i in rows]).float()
         maps = F.interpolate(maps[:, None], grid, mode="bilinear", align_corners=False)[:, 0].flatten(1)
         share = F.adaptive_avg_pool2d(objects[rows].float()[:, None], grid)[:, 0].flatten(1).to(maps.device)
         for i, ratio in enumerate(ratios):

@@ -11,6 +11,7 @@ from tubelet.cli.commands import replay as replay
 from tubelet.cli.commands import features as features
 from tubelet.cli.commands import finetune as finetune
 from tubelet.cli.commands import pictures as pictures
+from tubelet.cli.commands import showing as showing
 from tubelet.cli.commands import playground as playground
 from tubelet.cli.commands import listing as listing
 # isort: on
