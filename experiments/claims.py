@@ -1,0 +1,58 @@
+"""What an experiment is: a claim of a paper, what is expected of it at a size that fits here, and how to measure it for one seed.
+
+Every other file of this folder with a ``CLAIM`` is one. ``python experiments/run.py NAME`` measures it, ``python experiments/table.py``
+writes the page of all of them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+Figures = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """``paper`` and ``claim``: what is said, and where. ``expected``: what must come out here, in numbers, fixed before measuring.
+    ``measure``: seed -> figures. ``holds``: the figures of all seeds -> whether it did. ``shown``: figures for the table, with how to print
+    them. ``minutes``: declared cost of one seed on one core. ``device``: cpu, or what it needs instead."""
+
+    paper: str
+    claim: str
+    expected: str
+    measure: Callable[[int], Figures]
+    holds: Callable[[Sequence[Figures]], bool]
+    shown: Mapping[str, str]
+    minutes: float
+    seeds: tuple[int, ...] = (0, 1, 2)
+    device: str = "cpu"
+
+
+def mean(figures: Sequence[Figures], name: str) -> float:
+    """Over the seeds."""
+    return sum(f[name] for f in figures) / len(figures)
+
+
+def load(name: str) -> ModuleType:
+    """The module of an experiment. Raises SystemExit for a name that there is not."""
+    path = HERE / f"{name}.py"
+    if name not in names():
+        sys.exit(f"no experiment {name!r}; there are {', '.join(names())}")
+    spec = importlib.util.spec_from_file_location(f"experiment_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def names() -> list[str]:
+    """All experiments with a claim."""
+    return sorted(p.stem for p in HERE.glob("*.py") if "\nCLAIM = " in p.read_text(encoding="utf-8"))
