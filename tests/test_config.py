@@ -39,7 +39,7 @@ def test_every_mistake_is_listed_with_its_path():
 
 
 def test_families_take_a_name_or_settings_and_keep_their_kind():
-    assert kinds("tubelet.masking") == ["frame", "random", "tube"]
+    assert kinds("tubelet.masking") == ["adamae", "frame", "mgm", "mgmae", "random", "tgm", "tube"]
     short = parse(Outer, {"name": "x", "masking": "tube"})
     assert parse(Outer, short.model_dump(mode="json")) == short
     assert short.model_dump()["masking"]["kind"] == "tube"

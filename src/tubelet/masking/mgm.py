@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, cast
 import torch
 from pydantic import Field, SerializeAsAny
 from torch import Tensor
+from torch.nn import functional as F
 
 from tubelet import core
 from tubelet.config import Family, Settings
@@ -20,7 +21,7 @@ from tubelet.core import Batch, Draw, Guide, Mask, Masker, Step, TokenGrid
 from tubelet.errors import ConfigError
 from tubelet.guides.vectors import Config as Vectors
 from tubelet.masking._boxes import best_window, box_size, distance
-from tubelet.masking._fields import interest, over_slots, said
+from tubelet.masking._fields import interest, said
 from tubelet.masking._select import hidden_count, pick, places, slots, split
 
 Mode = Literal["window", "track", "topk", "simulated"]
@@ -84,21 +85,27 @@ class MotionGuided(Masker):
             return best_window(motion_BSHW, size)
         if field.kind != "flow":
             raise ConfigError("masking.mode = track follows displacements, which this guide does not give; take mode = window or topk")
-        frames = grid.patch[0]
-        step_BCSHW = over_slots(torch.nan_to_num(field.data[:, :2].float()), grid) * frames  # pixels from slot to slot
-        return _tracked(step_BCSHW, best_window(motion_BSHW[:, 0], size), size, grid)
+        flow_BCTHW = torch.nan_to_num(field.data[:, :2].float())
+        return _tracked(flow_BCTHW, best_window(motion_BSHW[:, 0], size), size, grid)
 
 
-def _tracked(step_BCSHW: Tensor, start: tuple[Tensor, Tensor], size: tuple[int, int], grid: TokenGrid) -> tuple[Tensor, Tensor]:
-    """A box that moves with the mean displacement inside it, in whole tokens, kept inside the grid."""
+def _tracked(flow_BCTHW: Tensor, start: tuple[Tensor, Tensor], size: tuple[int, int], grid: TokenGrid) -> tuple[Tensor, Tensor]:
+    """A box that moves on with the mean displacement inside it, kept inside the grid. The mean is weighted by how far each cell of the
+    field moves: a plain one would be slowed down by the ground around what moves."""
     t, h, w = places(grid)
+    thick, last = grid.patch[0], flow_BCTHW.shape[2] - 1
+    weight_BTHW = flow_BCTHW.square().sum(1).sqrt()
     top, left = start[0].float(), start[1].float()
     tops, lefts = [start[0]], [start[1]]
     for s in range(1, t):
-        inside = distance(tops[-1], lefts[-1], size, h, w) <= 0
-        mean_B2 = (step_BCSHW[:, :, s].flatten(2) * inside[:, None]).sum(2) / (size[0] * size[1])
-        left = (left + mean_B2[:, 0] / grid.patch[2]).clamp(0, w - size[1])
-        top = (top + mean_B2[:, 1] / grid.patch[1]).clamp(0, h - size[0])
+        inside = distance(tops[-1], lefts[-1], size, h, w).unflatten(1, (h, w)) <= 0
+        inside_BHW = F.interpolate(inside[:, None].float(), flow_BCTHW.shape[-2:], mode="nearest")[:, 0]
+        frames = [min(f, last) for f in range((s - 1) * thick, s * thick)]
+        weight = weight_BTHW[:, frames] * inside_BHW[:, None]
+        total = weight.flatten(1).sum(1, keepdim=True).clamp(min=1e-9)
+        step_B2 = (flow_BCTHW[:, :, frames] * weight[:, None]).flatten(2).sum(2) / total * thick
+        left = (left + step_B2[:, 0] / grid.patch[2]).clamp(0, w - size[1])
+        top = (top + step_B2[:, 1] / grid.patch[1]).clamp(0, h - size[0])
         tops.append(top.round().long())
         lefts.append(left.round().long())
     return torch.stack(tops, 1), torch.stack(lefts, 1)

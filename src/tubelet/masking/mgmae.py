@@ -61,6 +61,7 @@ class FlowGuided(Masker):
         s = self.settings
         count = hidden_count(s.ratio, h * w, "visible", "places per slot")
         scores, log = self.scores(grid, batch, stream, at)
+        scores = scores.round(decimals=3)  # so that what is equal stays so after the lookup's rounding, and the first place wins
         if s.across:
             hidden = ~pick(scores.flatten(1), t * (h * w - count))
         else:
