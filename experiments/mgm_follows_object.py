@@ -68,7 +68,7 @@ def shown_whole(folder: Path) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
             on = torch.from_numpy(truth["masks"] == 1)
             if not (on[:, [0, -1]].any() or on[:, :, [0, -1]].any()):
                 flow = torch.from_numpy(truth["flow"].astype(np.float32)).permute(3, 0, 1, 2)
-                found[path.stem] = on, torch.from_numpy(truth["tracks"][0, :, :2]), flow
+                found[path.stem] = on, torch.from_numpy(truth["tracks"][0, :, :2]) % SIZE, flow
     return found
 
 
