@@ -31,7 +31,9 @@ if TYPE_CHECKING:
         reconstruct,
         replay,
         report,
+        retrieve,
         show_recipe,
+        zeroshot,
     )
     from tubelet.first_run import demo
 
@@ -61,7 +63,9 @@ _WHERE = {
         "reconstruct",
         "replay",
         "report",
+        "retrieve",
         "show_recipe",
+        "zeroshot",
     ),
     "tubelet.first_run": ("demo",),
 }
@@ -97,7 +101,9 @@ __all__ = [
     "reconstruct",
     "replay",
     "report",
+    "retrieve",
     "show_recipe",
+    "zeroshot",
 ]
 
 

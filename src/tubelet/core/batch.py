@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-
 Kind = Literal["pixels", "flow", "score", "label"]
 """How a stream or field is resized, pooled and flipped: flow has its x turned by a flip, labels are never mixed."""
 

@@ -208,6 +208,12 @@ def finite(values: np.ndarray, key: str) -> np.ndarray:
     return values
 
 
+def unit(x_ND: np.ndarray) -> np.ndarray:
+    """Rows of length 1, float64; zeros stay zeros."""
+    x = x_ND.astype(np.float64)
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
 def collect(found: Mapping[int, np.ndarray], table: Table, feed: EvalFeed, pool: str) -> Embeddings:
     """The vectors of table rows, after ``feed`` has been read to its end."""
     rows = sorted(found)
