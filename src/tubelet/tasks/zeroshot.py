@@ -42,12 +42,12 @@ def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
     """The classes' names as words. Raises DataError where there are fewer than two, or two read the same."""
     if len(classes) < 2:
         raise DataError(f"classification needs at least two classes, there is {', '.join(map(repr, classes)) or 'none'}")
-    words: dict[str, str] = {}
+    first: dict[str, str] = {}
     for name in classes:
-        other = words.setdefault(readable(name), name)
+        other = first.setdefault(readable(name).casefold(), name)  # many tokenizers read no case
         if other != name:
             raise DataError(f"classes {other!r} and {name!r} both read {readable(name)!r}: prompts cannot tell them apart; rename one")
-    return tuple(words)
+    return tuple(readable(name) for name in classes)
 
 
 def class_vectors(encode: Callable[[Sequence[str]], np.ndarray], classes: Sequence[str], prompts: str | Sequence[str]) -> np.ndarray:
