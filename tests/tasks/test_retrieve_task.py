@@ -54,7 +54,7 @@ def test_lengths_of_vectors_do_not_matter():
 
 
 def test_a_video_with_several_captions_is_found_by_its_best_and_asked_by_each():
-    found = scored(towards(0, 60), ["near", "far", "other"], [0, 0, 1], towards(2, 50, 59))
+    found = scored(towards(0, 60), ["near", "far", "other"], [0, 0, 1], towards(2, 70, 59))
     assert found.text_to_video.queries == ("near", "far", "other")
     assert found.text_to_video.ranks.tolist() == [1, 2, 1]
     assert found.text_to_video.right.tolist() == [1, 1, 1]

@@ -47,6 +47,8 @@ def test_classes_that_prompts_cannot_tell_apart():
     assert check_classes(["a_b", "ab"]) == ("a b", "ab")
     with pytest.raises(DataError, match="classes 'eye_makeup' and 'EyeMakeup' both read 'Eye Makeup': prompts cannot"):
         check_classes(["eye_makeup", "run", "EyeMakeup"])
+    with pytest.raises(DataError, match=r"numbers \(0, 1, 10, \.\.\.\)"):
+        check_classes(["0", "1", "10", "2"])
     with pytest.raises(DataError, match="at least two classes, there is 'run'"):
         check_classes(["run"])
 

@@ -22,7 +22,7 @@ from tubelet.tasks import Score
 from tubelet.tasks.aligned import aligned, text_vectors, video_vectors
 from tubelet.tasks.embed import Embeddings
 from tubelet.tasks.retrieve import Retrieval, score_retrieval
-from tubelet.tasks.zeroshot import PROMPTS, check_classes, check_prompts, class_vectors, score_zeroshot
+from tubelet.tasks.zeroshot import PROMPTS, check_prompts, class_vectors, score_zeroshot
 
 Progress = Callable[[int, int], None] | None
 
@@ -135,7 +135,6 @@ def zeroshot(
         raise DataError(
             f"{shown(sources)}: no labels found; classification needs a folder per class or a manifest with a label column (data.labels)"
         )
-    check_classes(table.classes)
     asked = _Asked(loaded, table.select(_spread(range(len(table)), limit)), data, views, batch)
     classes = class_vectors(asked.texts, table.classes, templates)
     return _delivered(score_zeroshot(asked.videos(progress), classes, templates, **asked.details), json_out, picture)

@@ -156,7 +156,7 @@ def score_retrieval(
         finite(vector, key)
     for text, vector in zip(texts, texts_TD, strict=True):
         finite(vector, f"the text {text!r}")
-    place = {text: t for t, text in reversed(list(enumerate(texts)))}
+    place = {text: t for t, text in enumerate(texts)}
     distinct = tuple(dict.fromkeys(texts))
     number = {text: i for i, text in enumerate(distinct)}
     videos, captions = unit(videos_ND), unit(texts_TD[[place[text] for text in distinct]])

@@ -39,9 +39,12 @@ def check_prompts(prompts: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
-    """The classes' names as words. Raises DataError where there are fewer than two, or two read the same."""
+    """The classes' names as words. Raises DataError where there are fewer than two, all are bare numbers, or two read the same."""
     if len(classes) < 2:
         raise DataError(f"classification needs at least two classes, there is {', '.join(map(repr, classes)) or 'none'}")
+    if all(name.isdecimal() for name in classes):
+        few = ", ".join(classes[:3])
+        raise DataError(f"the classes are numbers ({few}, ...), which say nothing in a sentence; give labels that are names")
     first: dict[str, str] = {}
     for name in classes:
         other = first.setdefault(readable(name).casefold(), name)  # many tokenizers read no case
