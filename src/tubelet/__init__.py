@@ -32,7 +32,9 @@ if TYPE_CHECKING:
         reconstruct,
         replay,
         report,
+        retrieve,
         show_recipe,
+        zeroshot,
     )
     from tubelet.first_run import demo
 
@@ -63,7 +65,9 @@ _WHERE = {
         "reconstruct",
         "replay",
         "report",
+        "retrieve",
         "show_recipe",
+        "zeroshot",
     ),
     "tubelet.first_run": ("demo",),
 }
@@ -100,7 +104,9 @@ __all__ = [
     "reconstruct",
     "replay",
     "report",
+    "retrieve",
     "show_recipe",
+    "zeroshot",
 ]
 
 

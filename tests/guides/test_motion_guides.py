@@ -15,7 +15,7 @@ from tubelet.guides import blocks, flow, maps, vectors
 
 def sliding(step: int = 2, frames: int = 5, size: int = 64) -> Tensor:
     """Texture that moves to the right by ``step`` pixels a frame: (1, 3, T, H, W) in [0, 1]."""
-    noise = torch.rand(1, 3, size // 4 + 8, size // 4 + 8, generator=torch.Generator().manual_seed(0))
+    noise = torch.rand(1, 3, size // 4 + 12, size // 4 + 12, generator=torch.Generator().manual_seed(0))
     big = torch.nn.functional.interpolate(noise, scale_factor=4, mode="bicubic").clamp(0, 1)[0]
     return torch.stack([big[:, 8 : 8 + size, 24 - step * t : 24 - step * t + size] for t in range(frames)], 1)[None]
 

@@ -26,13 +26,14 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_clip(tmp_path_factory.mktemp("clip"))
 
 
+COLOURS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}
+
+
 class Lookup:
     """An encoder of colours: a patch's vector is its mean colour, a text's the colour that it names."""
 
-    colours = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}
-
     def text(self, texts: Sequence[str]) -> Tensor:
-        return torch.tensor([self.colours.get(text, (0.0, 0.0, 0.0)) for text in texts])
+        return torch.tensor([COLOURS.get(text, (0.0, 0.0, 0.0)) for text in texts])
 
     def patches(self, frames: Tensor, dense: str, window: int) -> Tensor:
         return F.normalize(F.avg_pool2d(frames, window).permute(0, 2, 3, 1), dim=-1)

@@ -5,6 +5,7 @@ from tubelet.api.checking import check
 from tubelet.api.classifiers import LoadedClassifier, load_classifier
 from tubelet.api.features import embed, knn, probe
 from tubelet.api.finetuning import Finetuned, evaluate, finetune
+from tubelet.api.language import retrieve, zeroshot
 from tubelet.api.listing import make_playground, recipes, show_recipe
 from tubelet.api.loading import Loaded, load
 from tubelet.api.picturing import reconstruct
@@ -41,5 +42,7 @@ __all__ = [
     "reconstruct",
     "replay",
     "report",
+    "retrieve",
     "show_recipe",
+    "zeroshot",
 ]

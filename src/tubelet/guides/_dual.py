@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -127,7 +128,7 @@ def _transformers(path: Path) -> tuple[nn.Module, Callable[..., Tensor], Callabl
         )
     try:
         model, info = AutoModel.from_pretrained(path, local_files_only=True, output_loading_info=True, dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{path}: its weights cannot be loaded: {_line(error)}") from None
     missing = sorted(key for key in info["missing_keys"] if "position_ids" not in key)
     if missing:

@@ -9,6 +9,7 @@ from tubelet.cli.commands import bench as bench
 from tubelet.cli.commands import report as report
 from tubelet.cli.commands import replay as replay
 from tubelet.cli.commands import features as features
+from tubelet.cli.commands import language as language
 from tubelet.cli.commands import finetune as finetune
 from tubelet.cli.commands import pictures as pictures
 from tubelet.cli.commands import showing as showing
