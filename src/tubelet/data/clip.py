@@ -171,8 +171,10 @@ class Cuts:
 
 def shares(times: np.ndarray, window: np.ndarray) -> np.ndarray:
     """(T,) float32: where frames of an item with these ``times`` (n,) begin in it, 0 = its start, 1 = its end."""
-    length = float(times[-1] - times[0]) + sampling.frame_gap(times)
-    return ((times[window] - times[0]) / length if length > 0 else np.zeros(len(window))).astype(np.float32)
+    if len(times) < 2:
+        return np.zeros(len(window), np.float32)
+    length = (times[-1] - times[0]) * len(times) / (len(times) - 1)  # with the last frame, as long as the others are on average
+    return ((times[window] - times[0]) / length).astype(np.float32)
 
 
 def _resized(frames: list[Tensor], out: tuple[int, int]) -> Tensor:
