@@ -185,7 +185,7 @@ def _resized(frames: list[Tensor], out: tuple[int, int]) -> Tensor:
     return torch.stack([transform.cut(f[None], Box(0, 0, int(f.shape[0]), int(f.shape[1])), out)[0] for f in frames])
 
 
-def make_clips(reader: Reader, item: Item, plan: Plan, out: tuple[int, int], *, motion: bool = False) -> Clips:
+def make_clips(reader: Reader, item: Item, plan: Plan, out: tuple[int, int], motion: bool = False) -> Clips:
     """Decode and cut; each frame is decoded and converted once whatever the number of clips that show it. ``motion``: with the stream of
     that name, of a reader that was opened for it. Raises DecodeError."""
     cuts = Cuts(reader, [], plan, out)

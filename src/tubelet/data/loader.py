@@ -139,7 +139,7 @@ class ItemReader:
     def _decode(self, row: int, plan: Plan) -> Clips:
         item, s = self.table.item(row), self.settings
         with killed_after(2 * s.decode_timeout + 1, row), self._open(item) as reader:
-            clips = make_clips(reader, item, plan, s.hw, motion=self.beside.motion)
+            clips = make_clips(reader, item, plan, s.hw, self.beside.motion)
         return self.beside.clips(row, clips, s.hw)
 
     def _open(self, item: Item) -> Any:
