@@ -1,6 +1,7 @@
 """The public functions, one file a concern. Each command of the command line is a thin face of one of them."""
 
 from tubelet.api.benching import bench_data
+from tubelet.api.captioning import Captioned, caption
 from tubelet.api.checking import check
 from tubelet.api.classifiers import LoadedClassifier, load_classifier
 from tubelet.api.features import embed, knn, probe
@@ -17,12 +18,14 @@ from tubelet.api.reporting import report
 from tubelet.api.showing import guide, masks
 
 __all__ = [
+    "Captioned",
     "Finetuned",
     "Loaded",
     "LoadedClassifier",
     "Prepared",
     "Replay",
     "bench_data",
+    "caption",
     "check",
     "embed",
     "evaluate",
