@@ -32,9 +32,7 @@ CLAIM = Claim(
     claim="Motion-guided masks teach the direction of motion at least as well as unguided ones.",
     expected="accuracy of the probe in the mean over seeds: MGM >= random, MGMAE >= tube",
     measure=measure,
-    holds=lambda s: (
-        mean(s, "accuracy_mgm") >= mean(s, "accuracy_random") and mean(s, "accuracy_mgmae") >= mean(s, "accuracy_tube")
-    ),
+    holds=lambda s: mean(s, "accuracy_mgm") >= mean(s, "accuracy_random") and mean(s, "accuracy_mgmae") >= mean(s, "accuracy_tube"),
     shown={f"accuracy_{name}": ".3f" for name in ("weights", *MASKINGS)},
     minutes=13,
 )

@@ -10,6 +10,7 @@ pair, both directions (of block matching: one).
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ def measure(seed: int) -> Figures:
     for size in (64, 128):
         scene = playground.build("full", size=size, frames=FRAMES)
         errors: dict[str, list[np.ndarray]] = {}
-        objects, times = [], {name: 0.0 for name in GUIDES}
+        objects, times = [], dict.fromkeys(GUIDES, 0.0)
         for index in range(CLIPS):
             clip = scene.render(seed, index)
             video, true = torch.from_numpy(clip.frames).permute(3, 0, 1, 2), torch.from_numpy(clip.flow).permute(3, 0, 1, 2)
@@ -70,7 +71,7 @@ def measure(seed: int) -> Figures:
 def holds(seeds: list[Figures]) -> bool:
     order = ("medium", "fast", "ultrafast", "blocks16", "still")
     ranked = [[mean(seeds, f"{name}_objects_{size}") for name in order] for size in (64, 128)]
-    return all(a < b for row in ranked for a, b in zip(row, row[1:], strict=False))
+    return all(a < b for row in ranked for a, b in pairwise(row))
 
 
 CLAIM = Claim(

@@ -37,7 +37,11 @@ def measure(seed: int) -> Figures:
     for kind in ("tube", "mgmae"):
         error, moving = errors(trained(kind, seed), easy(TRAIN + PROBE, TEST))
         found[f"moving_{kind}"], found[f"still_{kind}"] = float(error[moving].mean()), float(error[~moving].mean())
-    return {**found, "moving_ratio": found["moving_mgmae"] / found["moving_tube"], "still_ratio": found["still_mgmae"] / found["still_tube"]}
+    return {
+        **found,
+        "moving_ratio": found["moving_mgmae"] / found["moving_tube"],
+        "still_ratio": found["still_mgmae"] / found["still_tube"],
+    }
 
 
 CLAIM = Claim(
@@ -45,9 +49,7 @@ CLAIM = Claim(
     claim="Filling in what moves is harder under MGMAE's masks than under tubes; what rests is as hard.",
     expected="error of moving tokens MGMAE > tube; of tokens at rest within 10 % of each other (means over seeds)",
     measure=measure,
-    holds=lambda s: (
-        mean(s, "moving_mgmae") > mean(s, "moving_tube") and abs(mean(s, "still_mgmae") / mean(s, "still_tube") - 1) <= 0.1
-    ),
+    holds=lambda s: mean(s, "moving_mgmae") > mean(s, "moving_tube") and abs(mean(s, "still_mgmae") / mean(s, "still_tube") - 1) <= 0.1,
     shown={f"{what}_{kind}": ".5f" for what in ("moving", "still") for kind in ("tube", "mgmae")}
     | {"moving_ratio": ".2f", "still_ratio": ".2f"},
     minutes=6,
