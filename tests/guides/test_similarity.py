@@ -93,6 +93,16 @@ def test_a_folder_of_transformers_is_used_as_transformers_does(clip: Path) -> No
         dual.patches(frames, "per_patch", 15)
 
 
+def test_half_precision_around_it_makes_no_ties() -> None:
+    guide = Similarity(dual=Frozen(Lookup(), path="lookup"), settings=Config(model="x", window=8))
+    video = 0.5 + 0.01 * torch.rand(2, 3, 4, 32, 32)
+    plain = guide(batch_of(video, "red", "blue"), "video").data
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        within = guide(batch_of(video, "red", "blue"), "video").data
+    assert torch.equal(plain, within)
+    assert within[0].unique().numel() == within[0].numel()
+
+
 def test_long_captions_keep_their_end_token(clip: Path) -> None:
     dual, _ = open_dual(clip)
     long = "abcdefghijklmnopqrstuvwxyz" * 4

@@ -48,6 +48,13 @@ def test_twins_are_no_negatives() -> None:
     assert (skipped[:2] < plain[:2]).all()
 
 
+def test_half_precision_around_it_changes_nothing() -> None:
+    one, two = unit(8, 0), unit(8, 1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        within = info_nce(one, two, 50.0)
+    assert torch.equal(within, info_nce(one, two, 50.0))
+
+
 @pytest.mark.parametrize("n", [0, 1])
 def test_a_batch_without_negatives_is_refused(n: int) -> None:
     with pytest.raises(ConfigError, match="needs other samples as negatives"):

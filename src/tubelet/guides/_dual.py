@@ -60,7 +60,9 @@ class Dual(nn.Module):
         texts = [text.strip() for text in texts]
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         if new:
-            self._known.update(zip(new, F.normalize(self._text(new).float(), dim=-1), strict=True))
+            device = next(self.net.parameters(), torch.empty(0)).device
+            with torch.autocast(device.type, enabled=False):  # what is remembered is the same wherever it was asked first
+                self._known.update(zip(new, F.normalize(self._text(new).float(), dim=-1), strict=True))
         out = torch.stack([self._known[text] for text in texts])
         while len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
