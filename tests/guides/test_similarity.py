@@ -118,6 +118,10 @@ def test_vectors_of_texts_are_remembered(clip: Path, monkeypatch: pytest.MonkeyP
     assert torch.equal(first[0], first[2])
     assert torch.equal(dual.text(["b", "c "])[0], first[1])
     assert asked == ["a", "b", "c"]
+    net = DualShape(dim=16, heads=2, out=8).build(size=(16, 16)).eval()
+    texts = ["a", "a much longer sentence of nine words in all", "b c", ""]
+    together, alone = (Dual(net, net.text, lambda *a: torch.zeros(0)) for _ in range(2))
+    assert torch.equal(together.text(texts), torch.cat([alone.text([text]) for text in texts]))
     monkeypatch.setattr("tubelet.guides._dual.REMEMBERED", 2)
     assert dual.text(["d", "e", "f"]).shape == (3, 3)
 

@@ -62,7 +62,9 @@ class Dual(nn.Module):
         if new:
             device = next(self.net.parameters(), torch.empty(0)).device
             with torch.autocast(device.type, enabled=False):  # what is remembered is the same wherever it was asked first
-                self._known.update(zip(new, F.normalize(self._text(new).float(), dim=-1), strict=True))
+                # On the CPU one by one: a text's bits must not depend on which others came with it, or a resumed run would differ.
+                made = torch.cat([self._text([text]) for text in new]) if device.type == "cpu" else self._text(new)
+                self._known.update(zip(new, F.normalize(made.float(), dim=-1), strict=True))
         out = torch.stack([self._known[text] for text in texts])
         while len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
