@@ -20,6 +20,7 @@ WHOLE: dict[str, Callable[[], str]] = {
     "settings/recipes.md": pages.recipe_page,
     "settings/method.md": pages.method_page,
     "settings/masking.md": pages.masking_page,
+    "settings/guides.md": pages.guide_page,
     "settings/data.md": pages.data_page,
     "settings/train.md": pages.train_page,
     "settings/scenes.md": pages.scene_page,

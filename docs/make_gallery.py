@@ -11,21 +11,21 @@ from __future__ import annotations
 import colorsys
 import math
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
-import torch
 from PIL import Image
 
 import tubelet.playground as pg
-from tubelet.config import config_class, import_file, kinds
-from tubelet.core import Batch, CounterDraw, Step, Stream, TokenGrid, to_unit
-from tubelet.viz.pictures import hide, sheet
+from tubelet import api
+from tubelet.playground._write import encode
+from tubelet.viz.pictures import sheet
 
 IMAGES = Path(__file__).parent / "images"
 CHECKER = Path(__file__).parents[1] / "examples" / "checker_mask.py"
+CLIP = 14  # of seed 5: a clip whose main object stays in the picture
 LIMIT = 300_000  # bytes of a picture
 GAP = 6
 
@@ -52,20 +52,25 @@ def truth() -> dict[str, Image.Image]:
 
 
 def masks() -> dict[str, Image.Image]:
-    """Every masking strategy with its defaults, and the example of docs/adding-a-mask.md, on one clip of 16 frames."""
-    frames, _ = pg.build("full", frames=16, size=96).render_batch(7, [3])
-    video = torch.from_numpy(frames).permute(0, 4, 1, 2, 3)
-    grid = TokenGrid.of((16, 96, 96), (2, 8, 8), ("t", "h", "w"))
-    batch = Batch({"video": Stream(video)}, {}, torch.zeros(1, dtype=torch.int64))
-    at = Step(0, 0, 0.0, 0.0, CounterDraw(0, batch.sample))
-    rows, words = [_row(list(frames[0, ::2]), 96)], ["the clip (every second frame)"]
-    for kind in [*kinds("tubelet.masking", own=False), import_file(CHECKER)]:
-        masker = cast(Any, config_class("tubelet.masking", kind)()).build()
-        hidden = masker(grid, batch, "video", at).hidden()
-        seen = hide(to_unit(video), grid, hidden)[0, :, ::2].permute(1, 2, 3, 0)
-        rows.append(_row(list((seen * 255).round().byte().numpy()), 96))
-        words.append(f"{kind}: {100 * float(hidden.float().mean()):.0f} % hidden")
-    return {"masks": sheet(rows, words)}
+    """Every masking strategy, and the example of docs/adding-a-mask.md, on one clip of 16 frames. The encoder that compares the caption
+    with the frames and the masking that learns are trained here, which takes a few minutes."""
+    home = Path(tempfile.gettempdir(), "tubelet-gallery")
+    manifest = pg.write(home / "worlds", clips=1500, seed=0, scene="full", size=64, frames=16)
+    few = ["data.stride=1", "data.size=64", "data.cache=memory", "data.cache_size=64", "train.device=cpu"]
+    few += ["watch.probe=0", "watch.pictures=0"]
+    if not (home / "words" / "model.safetensors").exists():
+        api.pretrain(manifest, out=home / "words", recipe="dual", settings=[*few, "data.frames=2", "data.stride=8", "steps=800"])
+    if not (home / "learned" / "model.safetensors").exists():
+        small = ["method.dim=64", "method.depth=2", "method.heads=4", "method.patch=[2,8,8]", "data.frames=16", "data.labels=none"]
+        small += ["method.decoder={dim: 32, depth: 1, heads: 2}", "masking=adamae", "masking.ratio=0.9"]
+        small += ["steps=400", "batch=16", "lr=1e-3", "train.warmup_epochs=1"]
+        api.pretrain(manifest, out=home / "learned", recipe="tiny-cpu", settings=[*few, *small])
+    clip = pg.build("full", size=64, frames=16).render(5, CLIP)
+    video = home / "clip.mp4"
+    video.write_bytes(encode(clip))
+    guided = {"caption": clip.objects[0].noun, "model": home / "words", "run": home / "learned"}
+    shown = api.masks(video, imports=[CHECKER], settings=["mgm.ratio=0.5"], **guided)
+    return {"masks": shown.picture}
 
 
 def demo(folder: str) -> dict[str, Image.Image]:

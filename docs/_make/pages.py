@@ -56,6 +56,16 @@ def masking_page() -> str:
     )
 
 
+def guide_page() -> str:
+    return family_page(
+        "tubelet.guides",
+        "masking.guide",
+        "Guide settings",
+        "What tells a masking where the interesting regions are: `--set masking.guide=KIND`, `--set masking.guide.SETTING=VALUE`. "
+        "`tubelet guide VIDEO --kind KIND` shows what one says; a file of your own joins with `--import`.",
+    )
+
+
 def scene_page() -> str:
     intro = "Scenes of [the playground](../playground.md), as `tubelet playground --scene KIND` and `tubelet.playground.build(KIND, ...)`."
     return page("Scene settings", intro, *(scene_section(kind) for kind in scene_kinds()))
@@ -87,7 +97,7 @@ def homes() -> dict[type[BaseModel], str]:
         TrainSettings: "train.md#the-loop",
     }
     found |= {cls: f"train.md#{name}" for name, cls in stage_parts()}
-    for package, name in (("tubelet.methods", "method"), ("tubelet.masking", "masking")):
+    for package, name in (("tubelet.methods", "method"), ("tubelet.masking", "masking"), ("tubelet.guides", "guides")):
         found |= {config_class(package, kind): f"{name}.md#{kind}" for kind in kinds(package, own=False)}
     return found
 
@@ -145,6 +155,7 @@ means none. All mistakes of a call are reported at once, with the name that was 
 | [Recipes](recipes.md) | whole lists of settings: papers, small machines |
 | [Method settings](method.md) | `method.*`: the network and what it predicts |
 | [Masking settings](masking.md) | `masking.*`: what is hidden |
+| [Guide settings](guides.md) | `masking.guide.*`: what a guided masking follows |
 | [Data settings](data.md) | `data.*`: how videos become clips; `views.*` in evaluation |
 | [Training settings](train.md) | `train.*`: length, batch, optimiser, what is saved |
 | [Scene settings](scenes.md) | of the playground's generated videos |

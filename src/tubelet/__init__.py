@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         Loaded,
         LoadedClassifier,
         bench_data,
+        caption,
         check,
         embed,
         evaluate,
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
         reconstruct,
         replay,
         report,
+        retrieve,
         show_recipe,
+        zeroshot,
     )
     from tubelet.first_run import demo
 
@@ -44,6 +47,7 @@ _WHERE = {
         "Loaded",
         "LoadedClassifier",
         "bench_data",
+        "caption",
         "check",
         "embed",
         "evaluate",
@@ -63,7 +67,9 @@ _WHERE = {
         "reconstruct",
         "replay",
         "report",
+        "retrieve",
         "show_recipe",
+        "zeroshot",
     ),
     "tubelet.first_run": ("demo",),
 }
@@ -80,6 +86,7 @@ __all__ = [
     "TubeletError",
     "__version__",
     "bench_data",
+    "caption",
     "check",
     "demo",
     "embed",
@@ -100,7 +107,9 @@ __all__ = [
     "reconstruct",
     "replay",
     "report",
+    "retrieve",
     "show_recipe",
+    "zeroshot",
 ]
 
 

@@ -87,10 +87,11 @@ def config_class(package: str, kind: object) -> type[Settings]:
 
 class Family:
     """Marks a field whose value is ``{kind: ..., settings}`` or just the kind's name:
-    ``masking: Annotated[SerializeAsAny[Settings], Family("tubelet.masking")] | None = None``."""
+    ``masking: Annotated[SerializeAsAny[Settings], Family("tubelet.masking")] | None = None``. ``default``: the kind of settings that do not
+    name one."""
 
-    def __init__(self, package: str) -> None:
-        self.package = package
+    def __init__(self, package: str, default: str | None = None) -> None:
+        self.package, self.default = package, default
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_before_validator_function(self.choose, handler(source))
@@ -100,6 +101,8 @@ class Family:
             return value
         if isinstance(value, str):
             value = {"kind": value}
+        if isinstance(value, Mapping) and "kind" not in value and self.default:
+            value = {"kind": self.default, **value}
         if not isinstance(value, Mapping) or "kind" not in value:
             names = ", ".join(kinds(self.package))
             raise PydanticCustomError(
@@ -169,7 +172,7 @@ def _owner(cls: type[BaseModel], data: object, loc: Sequence[str | int]) -> type
             return None
         mark = next((m for m in _metadata(info) if isinstance(m, Family)), None)
         if mark is not None:
-            kind = value.get("kind") if isinstance(value, Mapping) else value
+            kind = value.get("kind", mark.default) if isinstance(value, Mapping) else value
             current = config_class(mark.package, kind) if kind in kinds(mark.package) else None
         else:
             current = _settings_in(info.annotation)

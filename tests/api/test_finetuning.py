@@ -410,7 +410,7 @@ def test_other_mistakes(place: Path, tmp_path: Path) -> None:
     refused(ConfigError, "watch.pictures and watch.probe are for pre-training", "watch.pictures=2")
     refused(ConfigError, "videomae is no recipe of fine-tuning", recipe="videomae")
     refused(CheckpointError, "no such run folder", run="nothing")
-    with pytest.raises(ConfigError, match=r"finetune-k400 is a recipe of fine-tuning: use it with tubelet finetune; pretrain takes demo"):
+    with pytest.raises(ConfigError, match="finetune-k400 is a recipe of fine-tuning: use it with tubelet finetune; pretrain takes adamae"):
         recipe.load("finetune-k400")
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="is a file; give a folder"):

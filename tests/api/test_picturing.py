@@ -451,7 +451,7 @@ def test_a_learned_masking_comes_from_the_run_or_not_at_all(place: Path, tmp_pat
 
 def test_a_masking_that_needs_more_than_video(place: Path, tmp_path: Path):
     needy = own_file(tmp_path, "needy", 'self.needs = frozenset({"video", "text", "flow"})')
-    with pytest.raises(ConfigError, match="the masking needy needs flow besides the video; choose another"):
+    with pytest.raises(ConfigError, match="the masking needy needs flow; choose another"):
         tubelet.reconstruct(place / "run", place / "videos/a.mp4", device="cpu", imports=[needy], settings=["masking=needy"])
 
 
@@ -514,7 +514,7 @@ def test_ones_own_files_are_shown_or_told(place: Path, tmp_path: Path):
     result = tubelet.masks(place / "videos/a.mp4", **SMALL, ratio=0.5, imports=[*files, method])
     assert {"mine", "frame", "random", "tube"} <= {s.kind for s in result.shown}
     skipped = dict(result.skipped)
-    assert skipped["needy"] == "needs text besides the video"
+    assert skipped["needy"] == "needs a caption: give --caption"
     assert skipped["learned"] == "has weights that a training run learns"
     assert skipped["my_method"] == "is no masking: its build() wants more than settings"
     assert "TypeError" in skipped["broken"]

@@ -11,7 +11,8 @@ from PIL import Image
 import tubelet
 from tubelet import recipe
 from tubelet.api._common import build
-from tubelet.api.picturing import Masks, Reconstructed
+from tubelet.api.picturing import Reconstructed
+from tubelet.api.showing import Guided, Masks
 from tubelet.train.checkpoint import write_tensors
 from tubelet.viz.trivial import NAMES, MaskedError
 
@@ -57,7 +58,7 @@ def test_masks_hands_everything_over(cli, public):
     asked = public("masks", gives=given)
     words = (
         "masks a.mp4 --out x.gif --ratio 0.5 --set tube.ratio=0.9 --import m.py --frames 8 --size 32x48 --patch 2x8x8 --stride 3 "
-        "--start 2 --columns 4 --seed 5 --overwrite"
+        "--start 2 --columns 4 --seed 5 --overwrite --caption dog --model clip/ --run runs/a"
     )
     got = cli(*words.split())
     assert got.out == "1 skipped:\n  text: needs text besides the video\n-> x.gif\n"
@@ -65,12 +66,31 @@ def test_masks_hands_everything_over(cli, public):
         (
             ("a.mp4",),
             {"out": "x.gif", "ratio": 0.5, "settings": ["tube.ratio=0.9"], "imports": ["m.py"], "frames": 8, "size": (32, 48),
-             "patch": (2, 8, 8), "stride": 3, "start": 2.0, "columns": 4, "seed": 5, "overwrite": True},
+             "patch": (2, 8, 8), "stride": 3, "start": 2.0, "columns": 4, "seed": 5, "overwrite": True,
+             "caption": "dog", "model": "clip/", "run": "runs/a"},
         )
     ]  # fmt: skip
     cli("masks", "a.mp4", "--out", "x.png")
     plain = asked.calls[1][1]
-    assert (plain["size"], plain["patch"], plain["frames"], plain["ratio"]) == (224, (2, 16, 16), 16, None)
+    assert [plain[name] for name in ("size", "patch", "frames", "stride", "ratio", "caption", "model", "run")] == [None] * 8
+
+
+def test_guide_hands_everything_over(cli, public):
+    given = Guided("flow", False, {"clips_without_vectors": 0.5}, (1, 4, 7, 8, 9), Image.new("RGB", (1, 1)), None)
+    asked = public("guide", gives=given)
+    words = (
+        "guide a.mp4 --kind flow --out x.png --caption dog --set preset=fast --import m.py --maps where --frames 8 --size 32x48 --stride 3 "
+        "--start 2 --columns 4 --overwrite"
+    )
+    got = cli(*words.split())
+    assert got.out == "flow: 7 maps of 8 x 9; it had nothing to say, a masking would fall back\n  clips without vectors: 50.0 %\n-> x.png\n"
+    assert asked.calls == [
+        (
+            ("a.mp4",),
+            {"kind": "flow", "out": "x.png", "caption": "dog", "settings": ["preset=fast"], "imports": ["m.py"], "maps": "where",
+             "frames": 8, "size": (32, 48), "stride": 3, "start": 2.0, "columns": 4, "overwrite": True},
+        )
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import time
@@ -47,13 +48,14 @@ def test_examples_in_help_are_right_command_lines(cli, public):
 
     for name in (
         "pretrain", "plan", "replay", "report", "reconstruct", "masks", "check", "embed", "knn", "probe", "finetune", "evaluate",
+        "retrieve", "zeroshot", "guide", "caption",
         "make_playground", "demo", "recipes", "show_recipe", "prepare", "merge_prepared", "bench_data",
     ):  # fmt: skip
         public(name, gives=ConfigError("reached"))
     seen = 0
     for _, command in commands():
         for line in (command.epilog or "").split("\n\n")[1:]:
-            words = line.split()
+            words = shlex.split(line)
             got = cli(*words[words.index("tubelet") + 1 :][: words.index(">") - 1 if ">" in words else None])
             assert got.err == "error: reached\n", line
             seen += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -237,6 +238,9 @@ def test_moving_with_a_batch_keeps_kinds_and_words(place: Path) -> None:
     assert batch is not None
     assert len(parcel.tensors()) == 3 + 4 + 3 + 1 + 1  # video, motion, map; the item's row, the sample
     assert all(any(x is y for y in parcel.tensors()) for x in (batch.stream("motion").valid, batch.stream("map").data, batch.sample))
+    copied = pickle.loads(pickle.dumps(feed._maker)).__getitems__([0, 1]).batch  # as in a process that is spawned
+    assert copied.text == batch.text
+    assert torch.equal(copied.stream("motion").data, batch.stream("motion").data)
     moved = batch.to("cpu").rows(1, 2)
     assert (moved.text, {k: s.kind for k, s in moved.streams.items()}) == (
         (batch.text[1],),

@@ -138,6 +138,22 @@ def test_a_stride_stretches_displacements_and_repeated_frames_stand_still(tmp_pa
     assert not long[:, 4:].any()
 
 
+def test_frames_that_are_left_out_take_no_vectors_with_them(tmp_path: Path) -> None:
+    """Seeking to key frames and skipping frames that nothing refers to: the same field as when everything is decoded."""
+    options = {"x264-params": "keyint=6:min-keyint=6:scenecut=0:bframes=2:b-adapt=0:ref=2:threads=1"}
+    source = moving(tmp_path / "v.mp4", n=40, h=256, w=256, options=options)
+    every = parts(batch_of(source, size=256, frames=40))
+    some = parts(batch_of(source, size=256, frames=4, stride=13, sampling="tsn"))
+    with VideoFeed(open_table(source), settings(size=256, frames=4, sampling="tsn"), seed=0, needs=("motion",)) as feed:
+        (batch,) = feed.batches([[0]])
+    time = batch.stream("video").time
+    assert time is not None
+    at = (time[0] * 10).round().long()
+    gaps = at.diff(prepend=2 * at[:1] - at[1:2]).float()
+    assert torch.equal(some[2][0], every[2][0, at])
+    assert torch.allclose(some[1][0], every[1][0][:, at] * gaps[:, None, None], atol=1e-4)
+
+
 def test_flip_turns_dx_and_mirrors(tmp_path: Path) -> None:
     batch = batch_of(moving(tmp_path / "v.mp4"))
     batch = batch.with_stream("map", Stream(torch.rand(1, 1, T, 24, 32), crop=batch.stream("video").crop, kind="score"))

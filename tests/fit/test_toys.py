@@ -338,4 +338,4 @@ def test_three_stages_each_resume():
 def test_step_knows_only_the_clock():
     """Batch and Step are all that losses() receives: nothing of files, ranks or order."""
     assert set(Step.__dataclass_fields__) == {"index", "samples", "epoch", "progress", "draw"}
-    assert set(Batch.__dataclass_fields__) == {"streams", "labels", "sample", "key"}
+    assert set(Batch.__dataclass_fields__) == {"streams", "labels", "sample", "key", "text"}

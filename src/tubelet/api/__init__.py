@@ -1,10 +1,12 @@
 """The public functions, one file a concern. Each command of the command line is a thin face of one of them."""
 
 from tubelet.api.benching import bench_data
+from tubelet.api.captioning import Captioned, caption
 from tubelet.api.checking import check
 from tubelet.api.classifiers import LoadedClassifier, load_classifier
 from tubelet.api.features import embed, knn, probe
 from tubelet.api.finetuning import Finetuned, evaluate, finetune
+from tubelet.api.language import retrieve, zeroshot
 from tubelet.api.listing import make_playground, recipes, show_recipe
 from tubelet.api.loading import Loaded, load
 from tubelet.api.picturing import reconstruct
@@ -16,12 +18,14 @@ from tubelet.api.reporting import report
 from tubelet.api.showing import guide, masks
 
 __all__ = [
+    "Captioned",
     "Finetuned",
     "Loaded",
     "LoadedClassifier",
     "Prepared",
     "Replay",
     "bench_data",
+    "caption",
     "check",
     "embed",
     "evaluate",
@@ -41,5 +45,7 @@ __all__ = [
     "reconstruct",
     "replay",
     "report",
+    "retrieve",
     "show_recipe",
+    "zeroshot",
 ]

@@ -57,18 +57,28 @@ def wanted(settings: Sequence[str], *, caption: bool) -> set[str]:
 
 
 def try_all(
-    batch: Batch, grid: TokenGrid, *, ratio: float | None, settings: Sequence[str], seed: int, learned: Learned | None = None
+    batch: Batch,
+    grid: TokenGrid,
+    *,
+    ratio: float | None,
+    settings: Sequence[str],
+    seed: int,
+    learned: Learned | None = None,
+    only: Sequence[str] = (),
 ) -> tuple[list[ShownMask], list[tuple[str, str]]]:
     """The mask of every kind that can make one for a batch of one clip, and (kind, reason) of the others.
 
-    ``settings``: ``kind.setting=value``. ``learned``: a run's masking, in place of an untrained one. Raises ConfigError for mistakes in the
-    settings, where a kind that they name cannot mask this clip, and where none can.
+    ``settings``: ``kind.setting=value``. ``learned``: a run's masking, in place of an untrained one. ``only``: these kinds. Raises
+    ConfigError for mistakes in the settings, where a kind that they name cannot mask this clip, and where none can.
     """
     given = _given(settings)
     shown: list[ShownMask] = []
     skipped: list[tuple[str, str]] = []
     wrong: list[str] = []
-    for kind in kinds(FAMILY):
+    known = kinds(FAMILY)
+    if unknown := [kind for kind in only if kind not in known]:
+        raise ConfigError(f"no such masking: {unknown[0]}{did_you_mean(unknown[0], known)}; there are {', '.join(known)}")
+    for kind in only or known:
         try:
             if learned is not None and learned.kind == kind and kind not in given:
                 shown.append(_ask(learned, batch, grid, seed))

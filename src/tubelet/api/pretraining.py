@@ -243,7 +243,7 @@ def _summary(
     """What is about to be trained, in a few aligned lines."""
     batch = plan.batch(Position())
     count = sum(p.numel() for p in model.parameters())
-    encoder = sum(p.numel() for n, p in model.named_parameters() if n.startswith(("encoder", "embed")))
+    encoder = sum(p.numel() for n, p in model.named_parameters() if n.startswith(("encoder", "embed", "dual.image_tower")))
     rate = s.train.lr * (batch / s.train.lr_batch if s.train.lr_batch else 1.0)
     masking = f"{getattr(s.masking, 'kind', '')} {s.masking.model_dump().get('ratio', '')}" if s.masking is not None else "none"
     h, w = s.data.hw

@@ -61,15 +61,16 @@ def masks(
     start: float | None = None,
     columns: int = 8,
     seed: int = 0,
+    only: Sequence[str] = (),
     overwrite: bool = False,
 ) -> Masks:
     """Every masking kind that there is, your own included, on one clip, with its ratio and the exact number of visible tubelets.
 
     ``out``: .png (``columns`` columns), .gif or .mp4 (side by side); None = only return. ``ratio``: of all kinds that have one.
     ``settings``: ``tube.ratio=0.9``. ``caption``: what text-guided kinds hide, compared by ``model``, the folder of a CLIP-like model or of
-    a run of method dual. ``run``: a trained run, whose masking is shown as it has learned to mask.
-    The clip: ``frames`` frames (16), every ``stride``-th of the video (1), ``size`` pixels (224) or (height, width), cut into ``patch``
-    (frames, rows, columns; 2 x 16 x 16), by default those of ``run``; ``start``: seconds, default the middle. ``seed``: of the masks. Kinds
+    a run of method dual. ``run``: a trained run, whose masking is shown as it has learned to mask. The clip: ``frames`` frames (16), every
+    ``stride``-th of the video (1), ``size`` pixels (224) or (height, width), cut into ``patch`` (frames, rows, columns; 2 x 16 x 16), by
+    default those of ``run``; ``start``: seconds, default the middle. ``seed``: of the masks. ``only``: these kinds instead of all. Kinds
     that need more than there is are listed as skipped with their reason. Raises ConfigError, DataError, CheckpointError.
     """
     if columns < 1:
@@ -94,7 +95,7 @@ def masks(
     needs = wanted(settings, caption=caption is not None)
     batch, time = read_clip(video, data, start=start, needs=needs, caption=caption)
     clip = batch.stream("video").data
-    shown, skipped = try_all(batch, grid, ratio=ratio, settings=settings, seed=seed, learned=learned)
+    shown, skipped = try_all(batch, grid, ratio=ratio, settings=settings, seed=seed, learned=learned, only=only)
     words = f' "{batch.text[0]}"' if any(batch.text) else ""
     title = f"{batch.key[0]}: {data.frames} x {data.hw[0]} x {data.hw[1]}, tubelets of {' x '.join(map(str, cut))}{words}"
     image = mask_figure(clip, time, shown, frames=columns, title=title)

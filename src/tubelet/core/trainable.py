@@ -6,7 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -164,6 +164,28 @@ class Method(Trainable):
     @abstractmethod
     def encode(self, batch: Batch, stream: str = "video", *, layers: Sequence[int] = ()) -> Tokens:
         """Unmasked features: for embedding, probing, export."""
+
+
+@runtime_checkable
+class Aligned(Protocol):
+    """A method whose videos and texts share one space of vectors: what retrieval and classification by prompts ask for.
+
+    Both kinds of vectors are float32 of length 1, so that their product is a cosine. Neither method moves the model to another mode or
+    keeps its gradients off: whoever calls does.
+    """
+
+    @property
+    def aligned(self) -> bool:
+        """Whether this model has the parts, and not only the methods: a VideoMAE trained without text has none."""
+        ...
+
+    def embed_video(self, batch: Batch, stream: str = "video") -> Tensor:
+        """(B, D) float32, L2-normalised: one vector for each sample of a batch, on the batch's device."""
+        ...
+
+    def embed_text(self, texts: Sequence[str]) -> Tensor:
+        """(n, D) float32, L2-normalised: one vector for each text, on the model's device."""
+        ...
 
 
 class Frozen(nn.Module):

@@ -171,8 +171,10 @@ class Cuts:
 
 def shares(times: np.ndarray, window: np.ndarray) -> np.ndarray:
     """(T,) float32: where frames of an item with these ``times`` (n,) begin in it, 0 = its start, 1 = its end."""
-    length = float(times[-1] - times[0]) + sampling.frame_gap(times)
-    return ((times[window] - times[0]) / length if length > 0 else np.zeros(len(window))).astype(np.float32)
+    if len(times) < 2:
+        return np.zeros(len(window), np.float32)
+    length = (times[-1] - times[0]) * len(times) / (len(times) - 1)  # with the last frame, as long as the others are on average
+    return ((times[window] - times[0]) / length).astype(np.float32)
 
 
 def _resized(frames: list[Tensor], out: tuple[int, int]) -> Tensor:
@@ -183,7 +185,7 @@ def _resized(frames: list[Tensor], out: tuple[int, int]) -> Tensor:
     return torch.stack([transform.cut(f[None], Box(0, 0, int(f.shape[0]), int(f.shape[1])), out)[0] for f in frames])
 
 
-def make_clips(reader: Reader, item: Item, plan: Plan, out: tuple[int, int], *, motion: bool = False) -> Clips:
+def make_clips(reader: Reader, item: Item, plan: Plan, out: tuple[int, int], motion: bool = False) -> Clips:
     """Decode and cut; each frame is decoded and converted once whatever the number of clips that show it. ``motion``: with the stream of
     that name, of a reader that was opened for it. Raises DecodeError."""
     cuts = Cuts(reader, [], plan, out)

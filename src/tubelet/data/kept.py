@@ -54,7 +54,7 @@ class FrameCache(ABC):
             return
         self._keep(row, answer.frames)
         if answer.motion is not None and answer.known is not None:
-            self._moves[row] = answer.motion.copy(), answer.known.copy()
+            self._moves[row] = answer.motion, answer.known
         self._known[row] = (answer.times, answer.source, (int(answer.frames.shape[1]), int(answer.frames.shape[2])))
 
     @abstractmethod

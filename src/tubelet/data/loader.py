@@ -17,7 +17,7 @@ from tubelet.core import Batch, CounterDraw
 from tubelet.data.beside import Beside
 from tubelet.data.cache import Progress, build_cache
 from tubelet.data.clip import Clips, Look, Plan, TrainDraws, make_clips, to_batch
-from tubelet.data.decode import Mismatch
+from tubelet.data.decode import Mismatch, PyavReader
 from tubelet.data.faults import BadVideos, Fault
 from tubelet.data.files import TimedOut
 from tubelet.data.kept import FrameCache
@@ -25,6 +25,7 @@ from tubelet.data.order import Order
 from tubelet.data.places import is_url
 from tubelet.data.reader import Decoder, open_item
 from tubelet.data.settings import DataSettings
+from tubelet.data.stills import StillReader
 from tubelet.data.supply import Pace, Supply
 from tubelet.data.table import KINDS, Item, Table
 from tubelet.data.together import read_together
@@ -33,6 +34,7 @@ from tubelet.errors import DataError, DecodeError
 
 if TYPE_CHECKING:
     from tubelet.data.prepared.grouping import Grouping
+    from tubelet.data.prepared.reader import PreparedReader
 
 REPLACEMENTS = 10  # videos tried for one sample before the run stops
 _GROUPS, _CACHED_GROUP = 256, 16  # what is timed at most, and clips at once
@@ -50,9 +52,7 @@ class Parcel:
         """All of its batch."""
         if self.batch is None:
             return []
-        parts: list[Tensor] = []
-        for stream in self.batch.streams.values():
-            stream.map(lambda x: parts.append(x) or x)
+        parts = [part for s in self.batch.streams.values() for part in (s.data, s.valid, s.time, s.crop)]
         return [x for x in (*parts, *self.batch.labels.values(), self.batch.sample) if isinstance(x, Tensor)]
 
     def pin_memory(self) -> Parcel:
@@ -139,13 +139,13 @@ class ItemReader:
     def _decode(self, row: int, plan: Plan) -> Clips:
         item, s = self.table.item(row), self.settings
         with killed_after(2 * s.decode_timeout + 1, row), self._open(item) as reader:
-            clips = make_clips(reader, item, plan, s.hw, motion=self.beside.motion)
+            clips = make_clips(reader, item, plan, s.hw, self.beside.motion)
         return self.beside.clips(row, clips, s.hw)
 
-    def _open(self, item: Item) -> Any:
-        s = self.settings
-        known = {"timeout": s.decode_timeout, "folder_fps": s.folder_fps, "store": s.store}
-        return open_item(item, decoder=self.decoder, vectors=self.beside.motion, **known)
+    def _open(self, item: Item) -> PyavReader | StillReader | PreparedReader:
+        s, vectors = self.settings, self.beside.motion
+        limit = s.decode_timeout
+        return open_item(item, decoder=self.decoder, timeout=limit, folder_fps=s.folder_fps, store=s.store, vectors=vectors)
 
     def labels(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """``item``: table rows (B,) int64; ``class`` (B,) int64 where the table is labelled."""
@@ -283,8 +283,15 @@ class VideoFeed:
         self.remote = any("://" in path for path in table.paths)
         cache = None
         if settings.cache != "none":
-            how = {"decoder": self.decoder, "device": self.device, "workers": self.workers, "motion": beside.motion}
-            cache = build_cache(table, settings, progress=progress, **how)
+            cache = build_cache(
+                table,
+                settings,
+                decoder=self.decoder,
+                device=self.device,
+                workers=self.workers,
+                progress=progress,
+                motion=beside.motion,
+            )
             self.remote = False  # nothing is fetched any more
         if settings.cache == "device":
             self.workers = 0

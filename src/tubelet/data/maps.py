@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,8 +27,7 @@ class Maps:
 
     def __init__(self, table: Table, settings: DataSettings) -> None:
         assert settings.maps is not None
-        self.table, self.column = table, settings.maps
-        self._store, self._timeout = settings.store, settings.decode_timeout
+        self.table, self.settings, self.column = table, settings, settings.maps
         self._names: Sequence[str] = table.extra.get(self.column, ())
         if not len(self._names):
             near = did_you_mean(self.column, list(table.extra))
@@ -49,7 +49,7 @@ class Maps:
         if item.kind == "prepared":
             where, maps = f"{item.path}, {self.column}", self._stored(item.path, item.key)
         else:
-            where = name if is_url(name) or name.startswith("/") else self.table.folder(row) + name
+            where = name if is_url(name) or os.path.isabs(name) else self.table.folder(row) + name
             maps = self._loaded(where, item.key)
         if maps.ndim == 2:
             maps = maps[None]
@@ -73,7 +73,7 @@ class Maps:
         from tubelet.data.prepared.side import read_side
 
         try:
-            found = read_side(path, self.column, store=self._store, timeout=self._timeout)
+            found = read_side(path, self.column, store=self.settings.store, timeout=self.settings.decode_timeout)
         except DecodeError as error:
             raise DataError(f"{key}: {error}") from None
         first = next((arrays for arrays in found if arrays is not None), None)

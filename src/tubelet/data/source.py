@@ -261,7 +261,9 @@ def _held_out(where: str, ask: _Ask, entries: list[Entry]) -> tuple[str, ...]:
 
 
 def _key(entry: Entry) -> str:
-    """The path as the manifest writes it, with the segment behind ``#``."""
+    """What the manifest's ``key`` column says, else the path as it is written, with the segment behind ``#``."""
+    if entry.columns.get("key"):
+        return entry.columns["key"]
     if entry.start is None and entry.end is None:
         return entry.path
     start, end = ("" if v is None else f"{v:.6f}".rstrip("0").rstrip(".") for v in (entry.start, entry.end))

@@ -29,20 +29,20 @@ def field_of(frame: VideoFrame) -> np.ndarray | None:
 
 def painted(vectors: np.ndarray, height: int, width: int) -> np.ndarray:
     """(ceil(h/4), ceil(w/4), 2) float32: displacement in source pixels of every 4x4 cell, past references over future ones."""
-    field = np.zeros((*cells((height, width)), 2), np.float32)
-    past = vectors["source"] < 0
-    scale = np.maximum(vectors["motion_scale"], 1).astype(np.float32)
-    sign = np.where(past, -1.0, 1.0)
-    move = np.stack([sign * vectors["motion_x"] / scale, sign * vectors["motion_y"] / scale], 1)
-    for now in (~past, past):
-        for w, h in np.unique(np.stack([vectors["w"][now], vectors["h"][now]], 1), axis=0).tolist():
-            same = now & (vectors["w"] == w) & (vectors["h"] == h)
-            x, y, moved = (vectors["dst_x"][same] - w // 2) // CELL, (vectors["dst_y"][same] - h // 2) // CELL, move[same]
-            for down in range(max(1, h // CELL)):
-                for right in range(max(1, w // CELL)):
-                    inside = (y + down >= 0) & (y + down < field.shape[0]) & (x + right >= 0) & (x + right < field.shape[1])
-                    field[(y + down)[inside], (x + right)[inside]] = moved[inside]
-    return field
+    rows, columns = cells((height, width))
+    field = np.zeros((rows + 2, columns + 2, 2), np.float32)  # with a rim for what hangs over or lies beyond
+    flat, past = field.reshape(-1, 2), vectors["source"] < 0
+    sign = np.where(past, -1, 1) / np.maximum(vectors["motion_scale"], 1)
+    move = np.stack([vectors["motion_x"] * sign, vectors["motion_y"] * sign], 1).astype(np.float32)
+    left, top = vectors["dst_x"].astype(np.int64), vectors["dst_y"].astype(np.int64)
+    kind = past * 2**16 + vectors["w"].astype(np.int64) * 2**8 + vectors["h"]
+    for number in sorted(set(kind.tolist())):
+        same, w, h = np.flatnonzero(kind == number), number >> 8 & 255, number & 255
+        x = (left[same] - w // 2)[:, None] // CELL + np.arange(1, max(1, w // CELL) + 1)
+        y = (top[same] - h // 2)[:, None] // CELL + np.arange(1, max(1, h // CELL) + 1)
+        place = np.clip(y, 0, rows + 1)[:, :, None] * (columns + 2) + np.clip(x, 0, columns + 1)[:, None]
+        flat[place] = move[same][:, None, None]
+    return field[1:-1, 1:-1]
 
 
 def pooled(field: np.ndarray, grid: tuple[int, int], steps: tuple[float, float]) -> np.ndarray:

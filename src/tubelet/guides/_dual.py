@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -59,7 +60,11 @@ class Dual(nn.Module):
         texts = [text.strip() for text in texts]
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         if new:
-            self._known.update(zip(new, F.normalize(self._text(new).float(), dim=-1), strict=True))
+            device = next(self.net.parameters(), torch.empty(0)).device
+            with torch.autocast(device.type, enabled=False):  # what is remembered is the same wherever it was asked first
+                # On the CPU one by one: a text's bits must not depend on which others came with it, or a resumed run would differ.
+                made = torch.cat([self._text([text]) for text in new]) if device.type == "cpu" else self._text(new)
+                self._known.update(zip(new, F.normalize(made.float(), dim=-1), strict=True))
         out = torch.stack([self._known[text] for text in texts])
         while len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
@@ -127,7 +132,7 @@ def _transformers(path: Path) -> tuple[nn.Module, Callable[..., Tensor], Callabl
         )
     try:
         model, info = AutoModel.from_pretrained(path, local_files_only=True, output_loading_info=True, dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{path}: its weights cannot be loaded: {_line(error)}") from None
     missing = sorted(key for key in info["missing_keys"] if "position_ids" not in key)
     if missing:

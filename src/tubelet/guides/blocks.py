@@ -37,5 +37,6 @@ class Blocks(Guide):
         video = to_unit(batch.stream(stream).data)
         weights = video.new_tensor(GREY if video.shape[1] == 3 else [1 / video.shape[1]] * video.shape[1])
         luma_BTHW = (video * weights.view(-1, 1, 1, 1)).sum(1)
-        found = torch.stack([block_match(clip, block=self.block, search=self.search) for clip in luma_BTHW])  # (B, T, 2, rows, columns)
+        with torch.autocast(video.device.type, enabled=False):  # sums of differences must not be rounded
+            found = torch.stack([block_match(clip, block=self.block, search=self.search) for clip in luma_BTHW])  # (B, T, 2, rows, columns)
         return Field(found.transpose(1, 2), "flow")

@@ -65,7 +65,9 @@ class Similarity(Guide):
         text_BD = self.dual.inner.text(batch.text)
         scores = []
         for part, words in zip(frames_BTCHW.flatten(0, 1).split(ROWS), text_BD.repeat_interleave(t, 0).split(ROWS), strict=True):
-            scores.append(torch.einsum("nhwd,nd->nhw", self.dual.inner.patches(part, s.dense, s.window), words))
+            patches = self.dual.inner.patches(part, s.dense, s.window)
+            with torch.autocast(video.device.type, enabled=False):  # in half precision many places tie
+                scores.append(torch.einsum("nhwd,nd->nhw", patches.float(), words.float()))
         scores_BTHW = torch.cat(scores).unflatten(0, (b, t))
         if s.slot != "first" and s.every > 1:
             if t % s.every:

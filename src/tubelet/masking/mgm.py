@@ -37,7 +37,7 @@ class Config(Settings):
     ratio: float = Field(default=0.75, gt=0, lt=1)
     mode: Mode = "window"
     fill: bool = False
-    guide: Annotated[SerializeAsAny[Settings], Family("tubelet.guides")] = Vectors()
+    guide: Annotated[SerializeAsAny[Settings], Family("tubelet.guides", default="vectors")] = Vectors()
 
     def build(self) -> MotionGuided:
         guide = None if self.mode == "simulated" else cast(Any, self.guide).build()

@@ -42,7 +42,7 @@ class Config(Settings):
     variant: Literal["consistent", "released"] = "consistent"
     across: bool = False
     exposure: float = Field(default=0.0, ge=0, le=1)
-    guide: Annotated[SerializeAsAny[Settings], Family("tubelet.guides")] = Flow()
+    guide: Annotated[SerializeAsAny[Settings], Family("tubelet.guides", default="flow")] = Flow()
 
     def build(self) -> FlowGuided:
         return FlowGuided(guide=cast(Any, self.guide).build(), settings=self)

@@ -27,7 +27,7 @@ class Config(Settings):
     kind: Literal["tgm"] = "tgm"
     ratio: float = Field(default=0.6, gt=0, lt=1)
     select: Select = "top"
-    guide: Annotated[SerializeAsAny[Settings], Family("tubelet.guides")] = Similarity()
+    guide: Annotated[SerializeAsAny[Settings], Family("tubelet.guides", default="similarity")] = Similarity()
 
     def build(self) -> TextGuided:
         return TextGuided(guide=cast(Any, self.guide).build(), ratio=self.ratio, select=self.select)

@@ -30,7 +30,8 @@ def info_nce(one: Tensor, two: Tensor, scale: Tensor | float, *, same: Tensor | 
     everyone = None if same is None else gather(same, counts)
     error = one.new_zeros(len(one), dtype=torch.float32)
     for query, keys in ((one, two), (two, one)):
-        logits = query.float() @ gather(keys.float(), counts).T * scale
+        with torch.autocast(one.device.type, enabled=False):  # cosines near each other are the point
+            logits = query.float() @ gather(keys.float(), counts).T * scale
         if same is not None and everyone is not None:
             twins = same[:, None] == everyone[None]
             twins[torch.arange(len(same), device=same.device), place] = False

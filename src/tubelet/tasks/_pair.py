@@ -23,7 +23,7 @@ class Pair:
 
 def check_pair(train: Embeddings, test: Embeddings) -> Pair:
     """Number the labels of two sets alike. Raises DataError that lists all that does not fit."""
-    problems = [*_alone("training", train), *_alone("test", test)]
+    problems = [*unlabelled("training", train), *unlabelled("test", test)]
     if not problems and train.vectors.shape[1] != test.vectors.shape[1]:
         problems.append(
             f"training vectors have {train.vectors.shape[1]} numbers, test vectors {test.vectors.shape[1]}: use the same run and pool"
@@ -48,7 +48,8 @@ def check_pair(train: Embeddings, test: Embeddings) -> Pair:
     return Pair(numbered(train), numbered(test), tuple(numbers))
 
 
-def _alone(name: str, e: Embeddings) -> list[str]:
+def unlabelled(name: str, e: Embeddings) -> list[str]:
+    """Why a set cannot be scored by its labels."""
     if len(e) == 0:
         return [f"the {name} set is empty"]
     if not e.classes or bool((e.labels < 0).all()):

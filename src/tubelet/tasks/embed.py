@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 POOLS = ("mean", "slots", "class")
 ENDINGS = (".npz", ".parquet")
+A = TypeVar("A")
 
 
 @dataclass(frozen=True)
@@ -118,16 +119,22 @@ def pool_tokens(tokens: Tokens, kind: str) -> Tensor:
 
 
 @torch.no_grad()
-def encoded(
-    model: Method, feed: EvalFeed, *, device: torch.device | str = "cpu", progress: Callable[[int, int], None] | None = None
-) -> Iterator[tuple[list[tuple[int, np.ndarray]], Tokens]]:
-    """Batch by batch: (table row, which rows of the tokens are its views) of every item in the batch's order, and the tokens.
+def answered(
+    model: Method,
+    feed: EvalFeed,
+    ask: Callable[[Batch], A],
+    *,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[list[tuple[int, np.ndarray]], A]]:
+    """Batch by batch: (table row, which rows of the batch are its views) of every item in the batch's order, and what ``ask`` made of the
+    batch on the device.
 
     The model runs in eval mode and in its own precision, and gets its mode back at the end. ``progress(done, total)`` counts items.
     Raises DataError where nothing can be read.
     """
     was_training = model.training
-    model = model.to(device).eval()
+    model.to(device).eval()
     done = 0
     try:
         for batch in feed:
@@ -136,7 +143,7 @@ def encoded(
             numbers = items.numpy()
             order = list(dict.fromkeys(numbers.tolist()))
             done += len(order)
-            yield [(int(i), np.flatnonzero(numbers == i)) for i in order], _tokens(model, batch.to(device))
+            yield [(int(i), np.flatnonzero(numbers == i)) for i in order], ask(batch.to(device))
             if progress is not None:
                 progress(min(done + len(feed.failures), feed.n_total), feed.n_total)
     finally:
@@ -148,12 +155,25 @@ def encoded(
         progress(feed.n_total, feed.n_total)
 
 
-def _tokens(model: Method, batch: Batch) -> Tokens:
-    """The tokens of a batch. On the CPU clip by clip: what a clip makes on its way fits into the processor's caches, that of several does
-    not (a third less time for a small encoder, 16x224x224; benchmarks/embed.py)."""
+def encoded(
+    model: Method, feed: EvalFeed, *, device: torch.device | str = "cpu", progress: Callable[[int, int], None] | None = None
+) -> Iterator[tuple[list[tuple[int, np.ndarray]], Tokens]]:
+    """The tokens of every batch with whose they are, as :func:`answered` gives them."""
+    return answered(model, feed, lambda batch: _tokens(model, batch), device=device, progress=progress)
+
+
+def pieces(batch: Batch) -> list[Batch]:
+    """How a batch is best encoded: at once, or on the CPU clip by clip. What a clip makes on its way fits into the processor's caches, that
+    of several does not (a third less time for a small encoder, 16x224x224; benchmarks/embed.py)."""
     if batch.sample.device.type != "cpu" or len(batch) == 1:
-        return model.encode(batch)
-    parts = [model.encode(batch.rows(i, i + 1)) for i in range(len(batch))]
+        return [batch]
+    return [batch.rows(i, i + 1) for i in range(len(batch))]
+
+
+def _tokens(model: Method, batch: Batch) -> Tokens:
+    parts = [model.encode(piece) for piece in pieces(batch)]
+    if len(parts) == 1:
+        return parts[0]
     valid = None if parts[0].valid is None else torch.cat([p.valid for p in parts if p.valid is not None])
     return replace(parts[0], x=torch.cat([p.x for p in parts]), index=torch.cat([p.index for p in parts]), valid=valid)
 
@@ -186,6 +206,12 @@ def finite(values: np.ndarray, key: str) -> np.ndarray:
     if not np.isfinite(values).all():
         raise CheckpointError(f"the encoder's output for {key} is not finite: the weights are damaged or diverged")
     return values
+
+
+def unit(x_ND: np.ndarray) -> np.ndarray:
+    """Rows of length 1, float64; zeros stay zeros."""
+    x = x_ND.astype(np.float64)
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
 def collect(found: Mapping[int, np.ndarray], table: Table, feed: EvalFeed, pool: str) -> Embeddings:

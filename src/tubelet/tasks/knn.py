@@ -6,7 +6,7 @@ import numpy as np
 
 from tubelet.errors import ConfigError
 from tubelet.tasks._pair import about_training, check_pair
-from tubelet.tasks.embed import Embeddings
+from tubelet.tasks.embed import Embeddings, unit
 from tubelet.tasks.metrics import Score, classification
 
 
@@ -19,7 +19,7 @@ def neighbour_votes(
     (Caron et al. 2021) made the standard, both with temperature 0.07. Votes are scaled by the most similar neighbour's, which changes
     no prediction. Among equally similar vectors the earlier training item counts as nearer.
     """
-    train, test = _unit(train_ND), _unit(test_MD)
+    train, test = unit(train_ND), unit(test_MD)
     votes = np.zeros((len(test), classes))
     for start in range(0, len(test), batch):
         similar = test[start : start + batch] @ train.T
@@ -29,11 +29,6 @@ def neighbour_votes(
         rows = np.arange(len(near))[:, None] + start
         np.add.at(votes, (np.broadcast_to(rows, near.shape), labels_N[near]), weight)
     return votes
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    x = x.astype(np.float64)
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
 def score_knn(train: Embeddings, test: Embeddings, *, k: int = 20, temperature: float = 0.07) -> Score:

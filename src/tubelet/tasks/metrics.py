@@ -39,6 +39,12 @@ def top_k(scores_NC: np.ndarray, labels_N: np.ndarray, k: int = 1) -> np.ndarray
     return rank < k
 
 
+def json_text(value: Mapping[str, Any]) -> str:
+    """A result as JSON, rows of whole numbers on one line each. Bytes of file names that are no text are replaced."""
+    text = json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return re.sub(r"\[\n[\d,\s]+\]", lambda row: " ".join(row[0].split()), text) + "\n"  # no string holds a bare newline
+
+
 def per_class(correct_N: np.ndarray, labels_N: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
     """Accuracy of every class that occurs, as a share."""
     return {name: float(correct_N[labels_N == i].mean()) for i, name in enumerate(classes) if (labels_N == i).any()}
@@ -113,6 +119,8 @@ class Score:
     def __str__(self) -> str:
         classes = int(self.details["classes"])
         top5 = f", {100 * self.details['top5']:.1f} % top-5" if "top5" in self.details else ""
+        if bounds := self.details.get("top5_interval"):
+            top5 += f" [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]"
         commonest = self.details.get("commonest", 0.0)
         trivial = f", commonest class {100 * commonest:.1f} %" if commonest > 1.2 / classes else ""
         interval = f"[{100 * self.low:.1f}, {100 * self.high:.1f}]"
@@ -161,8 +169,7 @@ class Score:
 
     def to_json(self) -> str:
         """The dictionary as JSON text, a row of the confusion matrix on each line. Bytes of file names that are no text are replaced."""
-        text = json.dumps(self.as_dict(), indent=1, ensure_ascii=False).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        return re.sub(r"\[\n[\d,\s]+\]", lambda row: " ".join(row[0].split()), text) + "\n"  # no string holds a bare newline
+        return json_text(self.as_dict())
 
     def save_json(self, path: Path | str) -> None:
         """Write :meth:`to_json`, atomically."""
@@ -212,7 +219,8 @@ def classification(
     by_class = per_class(right, labels_N, classes)
     more: dict[str, Any] = {"classes": len(classes), "mean_class": float(np.mean(list(by_class.values()))), "per_class": by_class}
     if len(classes) >= 10:
-        more["top5"] = float(top_k(scores_NC, labels_N, 5).mean())
+        in5 = top_k(scores_NC, labels_N, 5)
+        more |= {"top5": float(in5.mean()), "top5_interval": list(wilson(int(in5.sum()), len(in5)))}
     more["commonest"] = float(np.bincount(labels_N, minlength=len(classes)).max() / len(labels_N))
     said = scores_NC.argmax(1)
     given = np.take_along_axis(scores_NC, labels_N[:, None], 1)[:, 0] / np.maximum(scores_NC.sum(1), np.finfo(np.float64).tiny)

@@ -89,6 +89,7 @@ def _sides(size: str | None) -> int | tuple[int, int] | None:
 def demo(
     out: Annotated[str, option("Folder for everything that the demo makes.", "--out", panel=OUTPUT, metavar="FOLDER")] = "tubelet-demo",
     quick: Annotated[bool, flag("Less training: to see that it runs.", "--quick", panel=RUN)] = False,
+    text: Annotated[bool, flag("Masks that follow words: train a small dual encoder and mask by it.", "--text", panel=RUN)] = False,
 ) -> None:
     """The whole road on rendered videos: pre-train, look, embed, probe."""
-    typer.echo(f"the demo is in {tubelet.demo(out, quick=quick)}")
+    typer.echo(f"the demo is in {tubelet.demo(out, quick=quick, text=text)}")
