@@ -2,7 +2,7 @@
 
 Method: the small VideoMAEs of truth.py, trained with equal budgets under the tube and under MGMAE's mask (75 %, true flow). Their squared
 error on hidden tokens of 1,600 clips that they have not seen, each under its own masking, for tokens that show some of the moving object
-and for those that show only the ground at rest.
+and for those that show only the ground at rest. Measured in one call after direction, whose models these are, it takes seconds.
 """
 
 from __future__ import annotations
