@@ -106,6 +106,11 @@ def test_mistakes_are_said() -> None:
     silent = Batch(batch.streams, {}, batch.sample)
     with pytest.raises(ConfigError, match=r"method\.align needs captions"):
         made.losses("main", silent, at)
+    assert made.align is not None
+    assert made.align.open() is made.align
+    made.align.video_proj = nn.Linear(16, 9)
+    with pytest.raises(ConfigError, match=r"method\.align\.width is 9, and words gives vectors of 6"):
+        made.align.open()
     made.align = None
     assert not made.aligned
     for ask in (lambda: made.embed_text(["a"]), lambda: made.embed_video(batch)):

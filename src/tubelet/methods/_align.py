@@ -52,6 +52,16 @@ class Alignment(nn.Module):
         nn.init.zeros_(self.video_proj.bias)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / settings.temperature)))
 
+    def open(self) -> Alignment:
+        """Get the text encoder now. Raises ConfigError where its vectors have another width than the settings say."""
+        width = self.text.inner.text(["a"]).shape[1]
+        if width != self.video_proj.out_features:
+            raise ConfigError(
+                f"method.align.width is {self.video_proj.out_features}, and {self.settings.model} gives vectors of {width}; set it to {width}, or "
+                "to null to have the model asked"
+            )
+        return self
+
     @property
     def scale(self) -> Tensor:
         """1 / temperature, at most 100."""
