@@ -205,6 +205,15 @@ def test_a_prepared_set_stays_one(videos: Path, tmp_path: Path) -> None:
     assert tubelet.check(tmp_path / "c.csv", workers=0).n_bad == 0
 
 
+def test_preparing_takes_captions_along(videos: Path, tmp_path: Path) -> None:
+    tubelet.caption(videos / "folders", model=grey, out=tmp_path / "c.csv")
+    tubelet.prepare(tmp_path / "c.csv", out=tmp_path / "set", workers=1)
+    before, after = open_table(tmp_path / "c.csv"), open_table(tmp_path / "set")
+    assert before.fingerprint() == after.fingerprint() == open_table(videos / "folders").fingerprint()
+    assert list(before.extra["caption"]) == list(after.extra["caption"])
+    assert len(open_table(tmp_path / "set", split="test")) == 2
+
+
 def test_names_that_no_manifest_can_hold_are_told_before_the_work(videos: Path, tmp_path: Path) -> None:
     def never(pictures: Sequence[np.ndarray]) -> list[str]:
         raise AssertionError("asked")

@@ -94,6 +94,11 @@ def test_a_manifest_is_written_and_what_is_wrong_told(cli, clips: Path, tmp_path
         ),
         (["videos", "--model", "m", "--out", "c.json"], 2, "error: --out c.json: captions are written as a manifest, a .csv\n"),
         (["videos", "--model", "m", "--out", "videos"], 2, "error: --out videos is a folder; give a file such as videos/captioned.csv\n"),
+        (
+            ["videos", "--model", "m", "--out", "videos/a.mp4/c.csv"],
+            2,
+            "error: --out videos/a.mp4/c.csv cannot be written: no permission in",
+        ),
         (["videos", "--modle", "m", "--out", "c.csv", "--frames", "0"], 2, "--modle: unknown option (did you mean '--model'?)"),
         (["videos", "--out", "c.csv"], 2, "--model: must be given (folder of an image captioner of transformers)"),
     ],

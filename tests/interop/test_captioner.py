@@ -138,6 +138,10 @@ def test_a_model_says_the_same_of_a_picture_alone_and_among_others(kind: str, re
     assert {word for text in said for word in text.split()} <= set(WORDS)
     assert all(1 <= len(text.split()) <= 6 for text in said)
     assert len(set(said)) > 1, "what is said depends on the picture"
+    model.to(torch.bfloat16)  # as on CUDA
+    half = captioner(pictures(5))
+    assert half == captioner(pictures(5))
+    assert {word for text in half for word in text.split()} <= set(WORDS)
 
 
 @pytest.mark.parametrize("kind", ["blip", "git", "blip2"])

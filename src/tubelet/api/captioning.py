@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,8 +102,8 @@ def caption(
     began, new, asked = time.monotonic(), 0, 0
     with Journal(out, about, overwrite=overwrite) as journal:
         todo = [row for row in rows if table.keys[row] not in journal.done]
-        with closing(read_key_frames(table, todo, count=frames, workers=workers)) as looks:
-            for row, answer in _described(looks, describe, batch):
+        with closing(_described(table, todo, describe, frames=frames, batch=batch, workers=workers)) as answers:
+            for row, answer in answers:
                 if isinstance(answer, str):
                     failures[table.keys[row]] = answer
                 else:
@@ -130,6 +131,9 @@ def _check(out: Path, overwrite: bool, workers: int | str, **counts: int) -> Non
         wrong.append(f"--out {out}: captions are written as a manifest, a .csv")
     elif out.exists() and not overwrite:
         wrong.append(f"--out {out} exists; give another name, or --overwrite")
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        wrong.append(f"--out {out} cannot be written: no permission in {folder}, or it is no folder")
     if wrong:
         raise ConfigError(wrong)
 
@@ -174,8 +178,8 @@ def _describer(model: str | Path | Describe, device: str, prompt: str | None, ma
 
 
 def _described(
-    looks: Iterable[tuple[int, list[np.ndarray] | str]], describe: Describe, batch: int
-) -> Iterator[tuple[int, list[str] | str]]:
+    table: Table, rows: Sequence[int], describe: Describe, *, frames: int, batch: int, workers: int
+) -> Generator[tuple[int, list[str] | str], None, None]:
     """(row, a sentence for each of its pictures, or why there are none). ``describe`` gets ``batch`` pictures, of whatever rows."""
     waiting: deque[tuple[int, int]] = deque()  # rows whose sentences are not complete, with how many pictures they have
     pictures: list[np.ndarray] = []
@@ -192,16 +196,17 @@ def _described(
             yield row, said[:n]
             del said[:n]
 
-    for row, seen in looks:
-        if isinstance(seen, str):
-            yield row, seen
-            continue
-        waiting.append((row, len(seen)))
-        pictures += seen
-        while len(pictures) >= batch:
+    with closing(read_key_frames(table, rows, count=frames, workers=workers)) as looks:
+        for row, seen in looks:
+            if isinstance(seen, str):
+                yield row, seen
+                continue
+            waiting.append((row, len(seen)))
+            pictures += seen
+            while len(pictures) >= batch:
+                yield from ask()
+        while pictures:
             yield from ask()
-    while pictures:
-        yield from ask()
 
 
 def _distinct(said: Sequence[str]) -> list[str]:
