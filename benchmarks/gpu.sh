@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What to run on a machine with a GPU, most valuable first: tests, speed of a step, how data reaches it, then the JHMDB run of
-# docs/results.md.
+# What to run on a machine with a GPU, most valuable first: tests, goldens on the device, speed of a step, how data reaches it, then the
+# experiment that has waited longest (maskings on JHMDB) and the JHMDB run of docs/results.md.
 #   OUT=folder for the outputs, TUBELET_SHARED=folder with goldens/ and data/
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -8,11 +8,12 @@ OUT=${OUT:-gpu-results}
 mkdir -p "$OUT"
 export PYTHONPATH=src:${PYTHONPATH:-}
 python3 -m pytest -q tests/parity tests/fit tests/nn tests/train 2>&1 | tee "$OUT/tests.txt"
+shared=${TUBELET_SHARED:-../shared}
+python3 tests/parity/check.py --device cuda "$shared"/goldens/{videomae,tgm,mgm,mgmae,adamae}_a.safetensors 2>&1 | tee "$OUT/goldens.txt"
 for size in small base; do
   python3 benchmarks/step.py --size $size --batch 64 --precision bf16 | tee "$OUT/step-$size.json"
   python3 benchmarks/step.py --size $size --batch 64 --precision bf16 --compile | tee "$OUT/step-$size-compiled.json"
 done
-shared=${TUBELET_SHARED:-../shared}
 python3 benchmarks/cache.py --device cuda | tee "$OUT/cache.json"
 if [ -d "$shared/data/long" ]; then
   python3 -m tubelet bench data "$shared/data/long" --recipe one-gpu --json "$OUT/pace.json" --overwrite
@@ -20,8 +21,9 @@ if [ -d "$shared/data/long" ]; then
     python3 benchmarks/embed.py "$shared"/data/long/*.mp4 --device cuda --json "$OUT/embed.json"
   fi
 fi
-jhmdb=${TUBELET_SHARED:-../shared}/data/actions/jhmdb/split.csv
+jhmdb=$shared/data/actions/jhmdb/split.csv
 if [ -f "$jhmdb" ]; then
+  timeout 540 python3 experiments/run.py jhmdb_maskings | tee "$OUT/jhmdb_maskings.txt"  # goes on at the next call
   python3 -m tubelet pretrain "$jhmdb" --recipe small-data --out "$OUT/jhmdb" --set data.split=train --set data.cache=device \
     --set data.workers=0 --set data.size=112 --set "method.patch=[2,16,16]" --set epochs=2000
   python3 -m tubelet knn "$OUT/jhmdb" "$jhmdb" --json "$OUT/knn.json"

@@ -17,7 +17,7 @@ from worlds import Feed, batch_of, masked_error, step, train
 from tubelet.masking.tgm import TextGuided
 from tubelet.methods.videomae import Config
 
-STEPS, RATIO = 700, 0.6
+STEPS, RATIO = 400, 0.6
 
 
 def model(masker: Any, seed: int, **more: Any) -> Any:

@@ -20,7 +20,7 @@ from tubelet.methods._align import AlignConfig, Alignment
 from tubelet.nn import pool
 from tubelet.playground import _shapes
 
-STEPS, GALLERY = 1000, 256
+STEPS, GALLERY = 600, 256
 
 
 def measure(seed: int) -> Figures:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -40,12 +42,18 @@ class OneFrame(Feed):
 
 
 def trained(seed: int, steps: int = 800, mixing: str = "none") -> DualEncoder:
-    """By the recipe's method; ``mixing`` as in its network."""
+    """By the recipe's method; ``mixing`` as in its network. Kept in the temporary folder for the experiments that follow with the same
+    seed: remove tubelet-words-*.pt there after a change of the code."""
     torch.manual_seed(seed)
     config = dual.Config.model_validate({"network": {"mixing": mixing}})
     model = config.build(masking=None, frames=1, size=(SIZE, SIZE))
-    train(model, OneFrame(clips(seed), seed), steps=steps, lr=1e-3, weight_decay=0.05, seed=seed)
-    return model.dual
+    kept = Path(tempfile.gettempdir(), f"tubelet-words-{seed}-{steps}-{mixing}.pt")
+    if kept.exists():
+        model.load_state_dict(torch.load(kept))
+    else:
+        train(model, OneFrame(clips(seed), seed), steps=steps, lr=1e-3, weight_decay=0.05, seed=seed)
+        torch.save(model.state_dict(), kept)
+    return model.dual.eval()
 
 
 def guide(net: DualEncoder) -> Similarity:

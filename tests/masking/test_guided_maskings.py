@@ -119,6 +119,18 @@ def test_without_motion_a_box_stands_at_random_and_is_counted(what: str) -> None
         assert torch.equal(hidden, again.hidden())
 
 
+@pytest.mark.parametrize("mode", ["window", "topk"])
+def test_a_box_waits_where_the_next_motion_is_or_the_last_was(mode: mgm.Mode) -> None:
+    flow, _ = moving_square()
+    flow[:, :, 2:4] = flow[:, :, 6:] = 0  # slots 1 and 3
+    mask = mask_by(mgm.MotionGuided(guide=Says(flow, "flow"), ratio=0.3, mode=mode), GRID, 1)
+    hidden = mask.hidden()[0]
+    assert float(mask.log["guided"]) == 1
+    assert torch.equal(hidden[1], hidden[2])
+    assert torch.equal(hidden[3], hidden[2])
+    assert not torch.equal(hidden[0], hidden[2])
+
+
 def test_simulated_boxes_need_no_guide_and_stay_inside() -> None:
     masker = mgm.Config(mode="simulated", ratio=0.3).build()
     assert masker.needs == frozenset()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -33,7 +34,7 @@ class Golden:
     def read(cls, path: Path) -> Golden:
         """Raises GoldenError for a file that is missing or no safetensors file."""
         try:
-            with safe_open(path, "pt") as file:
+            with safe_open(path, "pt", device=str(torch.get_default_device())) as file:
                 return cls(path, {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {})  # noqa: SIM118 - not a mapping
         except (OSError, SafetensorError) as error:
             raise GoldenError(f"cannot read it: {error}") from None

@@ -1,4 +1,4 @@
-"""Compare golden files with this code: ``python tests/parity/check.py FILE...``
+"""Compare golden files with this code: ``python tests/parity/check.py [--device cuda] FILE...``
 
 The family is the file's stem up to the last "_"; ``tests/parity/<family>.py`` (a hyphen becomes "_") exports
 ``compare(golden) -> Iterator[(name, ours, reference, kind)]``. Every reference in a file must be compared: what a family's module does
@@ -58,7 +58,7 @@ def measure(name: str, ours: Tensor, reference: Tensor, kind: Kind) -> Line:
         return Line(name, float("inf"), 0.0, f"shape {tuple(ours.shape)}, the reference has {tuple(reference.shape)}")
     largest = float(reference.double().abs().max()) if reference.numel() else 0.0
     tolerance = {"output": 1e-5 * max(1.0, largest), "grad": 1e-4 * largest + 1e-7, "table": 1e-6 * largest}[kind]
-    gap = (ours.detach().double() - reference.double()).abs()
+    gap = (ours.detach().double().to(reference.device) - reference.double()).abs()
     error = float(gap.max()) if gap.numel() else 0.0
     finite = bool(torch.isfinite(gap).all())
     return Line(name, error if finite else float("inf"), tolerance, "" if finite else "not finite")
@@ -99,8 +99,11 @@ def report(path: Path) -> bool:
 
 
 def main(arguments: Sequence[str]) -> int:
+    if arguments[:1] == ["--device"] and len(arguments) > 1:
+        torch.set_default_device(arguments[1])  # where files are read to and models are built
+        arguments = arguments[2:]
     if not arguments:
-        print("usage: python tests/parity/check.py FILE...", file=sys.stderr)
+        print("usage: python tests/parity/check.py [--device cuda] FILE...", file=sys.stderr)
         return 2
     torch.set_num_threads(1)
     agree = [report(Path(argument)) for argument in arguments]  # every file is reported, also after a failure

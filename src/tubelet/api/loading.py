@@ -75,6 +75,7 @@ def load(
     config = dict(read_meta(path).get("config", {}))
     if (config.get("masking") or {}).get("kind") not in kinds("tubelet.masking"):
         config["masking"] = None  # a user's own file, which encoding does not need
+    lost = _without_text(config, path)
     tuned = config.get("classifier")
     if tuned and tuned["frozen"]:
         raise CheckpointError(f"{path} was trained on a frozen encoder, which it does not hold; load {config['start']['path']}")
@@ -84,7 +85,7 @@ def load(
     model = build(stage)
     if not isinstance(model, Method):
         raise CheckpointError(f"{path} holds a {config.get('method', {}).get('kind', 'model')}, which has no encoder to load")
-    tensors = _tensors(path)
+    tensors = {k: v for k, v in _tensors(path).items() if not (lost and k.startswith("align."))}
     if tuned:
         tensors = {k: v for k, v in tensors.items() if k.startswith("encoder.")}
         model = _encoder_alone(model, norm="encoder.trunk.norm.weight" in tensors)
@@ -94,6 +95,16 @@ def load(
         except RuntimeError as error:
             raise CheckpointError(f"{path} does not fit its own settings: {error}") from None
     return Loaded(model.to(pick_device(device, "device")).eval(), data, config, path)
+
+
+def _without_text(config: dict[str, Any], path: Path) -> bool:
+    """Leave the alignment out where the model that it reads texts with is not on this machine: the encoder does not need it."""
+    align = (config.get("method") or {}).get("align")
+    if not align or Path(align["model"]).exists():
+        return False
+    say(f"{path}: loaded without its alignment with text, for {align['model']} is not there")
+    config["method"] = {**config["method"], "align": None}
+    return True
 
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -26,13 +26,14 @@ RAFT_ROWS = 8  # pairs at once
 
 
 class Config(Settings):
-    """``estimator``: dis or raft. ``weights``: RAFT-small's file. ``updates`` of RAFT's recurrent unit. ``preset`` of DIS."""
+    """``estimator``: dis or raft. ``weights``: RAFT-small's file. ``updates`` of RAFT's recurrent unit. ``preset`` of DIS: its error and
+    its time are in docs/experiments.md (flow_quality)."""
 
     kind: Literal["flow"] = "flow"
     estimator: Literal["dis", "raft"] = "dis"
     weights: str = ""
     updates: int = Setting(default=6, ge=1, le=64)
-    preset: Literal["ultrafast", "fast", "medium"] = "ultrafast"
+    preset: Literal["ultrafast", "fast", "medium"] = "medium"
 
     def build(self) -> Flow:
         if self.estimator == "dis":

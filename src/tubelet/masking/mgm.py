@@ -20,6 +20,7 @@ from tubelet.config import Family, Settings
 from tubelet.core import Batch, Draw, Guide, Mask, Masker, Step, TokenGrid
 from tubelet.errors import ConfigError
 from tubelet.guides.vectors import Config as Vectors
+from tubelet.guides.vectors import filled
 from tubelet.masking._boxes import best_window, box_size, distance
 from tubelet.masking._fields import interest, said
 from tubelet.masking._select import hidden_count, pick, places, slots, split
@@ -71,6 +72,8 @@ class MotionGuided(Masker):
         moves = motion_BSHW.isfinite().flatten(1).all(1) & (motion_BSHW.flatten(1).amax(1) > STILL)
         ok = moves if field.ok is None else moves & field.ok
         log = {**said(field), "guided": ok.float().mean()}
+        # Where nothing moves for a while the box waits for the next thing that does, else it would jump to the first place.
+        motion_BSHW = filled(motion_BSHW[:, None], motion_BSHW.flatten(2).amax(2) > STILL)[:, 0]
         if self.mode == "topk":
             return split(grid, slots(motion_BSHW.flatten(2), ok, at.draw, count).flatten(1), t * count, log)
         motion_BSHW = torch.where(ok[:, None, None, None], motion_BSHW, 0.0)
