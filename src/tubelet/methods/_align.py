@@ -57,8 +57,8 @@ class Alignment(nn.Module):
         width = self.text.inner.text(["a"]).shape[1]
         if width != self.video_proj.out_features:
             raise ConfigError(
-                f"method.align.width is {self.video_proj.out_features}, and {self.settings.model} gives vectors of {width}; set it to {width}, or "
-                "to null to have the model asked"
+                f"method.align.width is {self.video_proj.out_features}, and {self.settings.model} gives vectors of {width}; set it to "
+                f"{width}, or to null to have the model asked"
             )
         return self
 
