@@ -78,7 +78,9 @@ def _model(folder: Path, device: torch.device) -> Any:
 
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True, output_loading_info=True, dtype=dtype)
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, output_loading_info=True, dtype=dtype
+        )
     except Exception as error:  # noqa: BLE001 - transformers raises many kinds
         raise CheckpointError(f"{folder}: no captioner that transformers can load: {_line(error)}") from None
     model, info = loaded
@@ -92,13 +94,13 @@ def _processors(folder: Path) -> tuple[Any, Any, Any]:
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
     try:
-        both = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        both = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         pictures, tokenizer = (getattr(both, name, None) for name in ("image_processor", "tokenizer"))
         if pictures is not None and tokenizer is not None:
             return both, pictures, tokenizer
         # Encoders and decoders put together (ViT with GPT-2) have two processors and none for both.
-        pictures = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-        return None, pictures, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        pictures = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return None, pictures, AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 - as above
         raise CheckpointError(f"{folder}: its processor cannot be loaded (preprocessor_config.json, tokenizer): {_line(error)}") from None
 
