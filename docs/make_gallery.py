@@ -3,6 +3,7 @@
 python docs/make_gallery.py worlds         images/worlds.png
 python docs/make_gallery.py truth          images/truth.png
 python docs/make_gallery.py masks          images/masks.png
+python docs/make_gallery.py text           images/text.png
 python docs/make_gallery.py demo FOLDER    images/reconstruction.png and one-clip.png, from a folder that `tubelet demo` made
 """
 
@@ -14,17 +15,25 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 import tubelet.playground as pg
 from tubelet import api
+from tubelet.core import Batch, Stream
+from tubelet.guides.similarity import Config as Similarity
+from tubelet.methods import dual
 from tubelet.playground._write import encode
+from tubelet.train.checkpoint import write_tensors
+from tubelet.viz.fields import field_figure, panels
 from tubelet.viz.pictures import sheet
 
 IMAGES = Path(__file__).parent / "images"
 CHECKER = Path(__file__).parents[1] / "examples" / "checker_mask.py"
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 CLIP = 14  # of seed 5: a clip whose main object stays in the picture
 LIMIT = 300_000  # bytes of a picture
 GAP = 6
@@ -52,25 +61,54 @@ def truth() -> dict[str, Image.Image]:
 
 
 def masks() -> dict[str, Image.Image]:
-    """Every masking strategy, and the example of docs/adding-a-mask.md, on one clip of 16 frames. The encoder that compares the caption
-    with the frames and the masking that learns are trained here, which takes a few minutes."""
+    """Every masking strategy, and the example of docs/adding-a-mask.md, on one clip of 16 frames. The masking that learns is trained
+    here, and so is the encoder that compares words with the frames: a few minutes."""
     home = Path(tempfile.gettempdir(), "tubelet-gallery")
-    manifest = pg.write(home / "worlds", clips=1500, seed=0, scene="full", size=64, frames=16)
-    few = ["data.stride=1", "data.size=64", "data.cache=memory", "data.cache_size=64", "train.device=cpu"]
-    few += ["watch.probe=0", "watch.pictures=0"]
-    if not (home / "words" / "model.safetensors").exists():
-        api.pretrain(manifest, out=home / "words", recipe="dual", settings=[*few, "data.frames=2", "data.stride=8", "steps=800"])
     if not (home / "learned" / "model.safetensors").exists():
-        small = ["method.dim=64", "method.depth=2", "method.heads=4", "method.patch=[2,8,8]", "data.frames=16", "data.labels=none"]
-        small += ["method.decoder={dim: 32, depth: 1, heads: 2}", "masking=adamae", "masking.ratio=0.9"]
-        small += ["steps=400", "batch=16", "lr=1e-3", "train.warmup_epochs=1"]
-        api.pretrain(manifest, out=home / "learned", recipe="tiny-cpu", settings=[*few, *small])
+        manifest = pg.write(home / "worlds", clips=600, seed=0, scene="full", size=64, frames=16)
+        small = [
+            "method.dim=64",
+            "method.depth=2",
+            "method.heads=4",
+            "method.patch=[2,8,8]",
+            "method.decoder={dim: 32, depth: 1, heads: 2}",
+        ]
+        small += ["masking=adamae", "masking.ratio=0.9", "data.frames=16", "data.stride=1", "data.size=64", "data.cache_size=64"]
+        small += ["steps=300", "batch=16", "lr=1e-3", "train.warmup_epochs=1", "watch.probe=0", "watch.pictures=0", "train.device=cpu"]
+        api.pretrain(manifest, out=home / "learned", recipe="tiny-cpu", settings=small)
     clip = pg.build("full", size=64, frames=16).render(5, CLIP)
     video = home / "clip.mp4"
     video.write_bytes(encode(clip))
-    guided = {"caption": clip.objects[0].noun, "model": home / "words", "run": home / "learned"}
-    shown = api.masks(video, imports=[CHECKER], settings=["mgm.ratio=0.5"], **guided)
-    return {"masks": shown.picture}
+    guided: dict[str, Any] = {"caption": clip.objects[0].noun, "model": _words(home), "run": home / "learned"}
+    return {"masks": api.masks(video, imports=[CHECKER], settings=["mgm.ratio=0.5"], **guided).picture}
+
+
+def text() -> dict[str, Image.Image]:
+    """Where a small dual encoder finds two objects of a clip by their nouns."""
+    clip = pg.build("full", size=96, frames=16).render(5, CLIP)
+    video = torch.from_numpy(clip.frames).permute(3, 0, 1, 2)[None]
+    guide = Similarity(model=str(_words(Path(tempfile.gettempdir(), "tubelet-gallery")))).build()
+    rows = []
+    for thing in clip.objects[:2]:
+        field = guide(Batch({"video": Stream(video)}, {}, torch.zeros(1, dtype=torch.int64), text=(thing.noun,)), "video")
+        rows.append((thing.noun, panels(field, video)[0][1]))
+    time = torch.arange(16)[None] / clip.fps
+    return {
+        "text": field_figure(video, time, rows, frames=8, title="Where the frames match the words", caption="Yellow: best, blue: worst.")
+    }
+
+
+def _words(home: Path) -> Path:
+    """A run with the dual encoder of the experiments: 800 steps on 3,000 clips of 48 pixels."""
+    sys.path.insert(0, str(EXPERIMENTS))
+    import words
+
+    out = home / "words" / "model.safetensors"
+    if not out.exists():
+        net = words.trained(0)
+        config = {"method": dual.Config().model_dump(mode="json"), "data": {"size": words.SIZE}}
+        write_tensors(out, {f"dual.{k}": v for k, v in net.state_dict().items()}, {"config": config})
+    return out.parent
 
 
 def demo(folder: str) -> dict[str, Image.Image]:
@@ -102,7 +140,7 @@ def _row(frames: Sequence[np.ndarray], side: int) -> Image.Image:
 
 
 def main(args: Sequence[str]) -> int:
-    make = {"worlds": worlds, "truth": truth, "masks": masks}.get(args[0] if args else "")
+    make = {"worlds": worlds, "truth": truth, "masks": masks, "text": text}.get(args[0] if args else "")
     if make is None and not (len(args) == 2 and args[0] == "demo"):
         sys.stderr.write(__doc__ or "")
         return 2

@@ -48,7 +48,7 @@ def pretrain(manifest: Path, out: Path, kind: str, ratio: float, steps: int, see
     """Linear probe's accuracy on the test clips after pre-training."""
     guided = [f"masking.guide.model={words}"] if kind == "tgm" else []
     train = [f"steps={steps}", "batch=64", "lr=1e-3", "train.lr_batch=null", f"train.seed={seed}", "watch.probe=0", "watch.pictures=0"]
-    train += ["train.checkpoint_minutes=null", "train.warmup_epochs=null", f"train.warmup_steps={steps // 10}"]
+    train += ["train.checkpoint_minutes=null", f"train.warmup_steps={steps // 10}"]
     settings = [*SIZE, *NET, *train, f"masking={kind}", f"masking.ratio={ratio}", *guided, *more]
     tubelet.pretrain(manifest, out=out, recipe="tiny-cpu", settings=settings, quiet=True)
     return tubelet.probe(out, manifest, pool="slots").value

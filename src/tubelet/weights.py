@@ -18,6 +18,7 @@ from torch import Tensor
 from tubelet.errors import CheckpointError
 
 ENDINGS = (".pth", ".pt", ".bin", ".ckpt")  # of pickled files; .safetensors is the other kind
+BESIDE = (".json", ".txt", ".model")  # settings, vocabularies and merges beside a model's weights
 KEYS = ("model", "module", "state_dict")
 PREFIXES = ("module.", "_orig_mod.", "encoder.", "backbone.")
 _WRITER = "If you trust it, save its tensors alone, with safetensors.torch.save_file or as a plain dict"
@@ -155,10 +156,11 @@ def without_prefix(state: Mapping[str, Tensor], prefix: str, where: str | Path) 
 
 
 def sha256_of(path: str | Path) -> str:
-    """Of a file, or of the weight files of a folder by name. Raises CheckpointError where there are none."""
+    """Of a file, or of a model's folder: its weights, settings and vocabularies by name. Raises CheckpointError where there are no
+    weights."""
     path = Path(path)
-    files = [path] if path.is_file() else sorted(p for p in path.glob("*") if p.suffix in (".safetensors", *ENDINGS))
-    if not files:
+    files = [path] if path.is_file() else sorted(p for p in path.glob("*") if p.suffix in (".safetensors", *ENDINGS, *BESIDE))
+    if not any(p.suffix not in BESIDE for p in files):
         raise CheckpointError(f"{path}: no weights there (.safetensors, {', '.join(ENDINGS)})")
     digest = hashlib.sha256()
     for file in files:

@@ -153,7 +153,7 @@ def spoil(source: Path, out: Path, name: str, text: str | None) -> Path:
         ("config.json", "{", "not understood by transformers"),
         ("config.json", json.dumps({"model_type": "bert"}), "holds a bert model"),
         ("model.safetensors", "nonsense", "weights cannot be loaded"),
-        ("model.safetensors", None, "weights cannot be loaded"),
+        ("model.safetensors", None, "no weights there"),
         ("vocab.json", None, "tokenizer"),
     ],
 )

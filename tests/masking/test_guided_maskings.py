@@ -89,6 +89,27 @@ def test_a_tracked_box_goes_along() -> None:
     assert columns == [0, 2, 4, 6]
 
 
+@pytest.mark.parametrize("frames", [8, 7])
+def test_a_single_jump_moves_a_tracked_box_in_the_slot_where_it_happens(frames: int) -> None:
+    """Into frame 4, the first of slot 2: told at frame 4 by a field of all frames, at pair 3 by one of pairs."""
+    flow = torch.zeros(1, 2, frames, 48, 64)
+    flow[0, 0, 4 if frames == 8 else 3] = 32.0
+    start = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    _, left = mgm._tracked(flow, start, (2, 2), GRID)
+    assert (left[0, 1:] - left[0, :-1]).gt(0).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("shift", [-10.0, 0.0, 1e-6, 10.0])
+def test_score_maps_of_any_sign_and_scale_place_the_box(shift: float) -> None:
+    scores = torch.zeros(1, 1, 4, 6, 8)
+    scores[..., 3:, 5:] = 5e-4
+    mask = mask_by(mgm.MotionGuided(guide=Says(scores + shift), ratio=0.2), GRID, 1)
+    assert float(mask.log["guided"]) == 1
+    assert mask.hidden()[..., 3:, 5:].float().mean() > 0.8 or shift in (-10.0, 10.0)  # there single precision is at its end
+    flat = mask_by(mgm.MotionGuided(guide=Says(torch.full((1, 1, 4, 6, 8), shift)), ratio=0.2), GRID, 1)
+    assert float(flat.log["guided"]) == 0
+
+
 def test_boxes_fill_up_to_the_count_of_other_maskings() -> None:
     flow, _ = moving_square()
     assert box_size(0.75, 14, 14) == (12, 12)

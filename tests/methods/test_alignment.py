@@ -19,7 +19,7 @@ from tubelet.masking.tube import Config as Tube
 from tubelet.methods import dual
 from tubelet.methods._align import AlignConfig, Alignment
 from tubelet.methods.videomae import Config, VideoMAE
-from tubelet.train.checkpoint import read_meta
+from tubelet.train.checkpoint import read_meta, read_tensors, write_tensors
 
 
 class Words(nn.Module):
@@ -106,6 +106,11 @@ def test_mistakes_are_said() -> None:
     silent = Batch(batch.streams, {}, batch.sample)
     with pytest.raises(ConfigError, match=r"method\.align needs captions"):
         made.losses("main", silent, at)
+    assert made.align is not None
+    assert made.align.open() is made.align
+    made.align.video_proj = nn.Linear(16, 9)
+    with pytest.raises(ConfigError, match=r"method\.align\.width is 9, and words gives vectors of 6"):
+        made.align.open()
     made.align = None
     assert not made.aligned
     for ask in (lambda: made.embed_text(["a"]), lambda: made.embed_video(batch)):
@@ -118,7 +123,11 @@ def test_learned_temperature_stops_at_a_hundred() -> None:
     assert align is not None
     with torch.no_grad():
         align.logit_scale.fill_(math.log(1e6))
+    align.after_step()
     assert float(align.scale) == pytest.approx(100.0)
+    align.scale.backward()
+    assert align.logit_scale.grad is not None
+    assert float(align.logit_scale.grad) > 0, "it can come back"
 
 
 def test_dual_encoders_learn_which_caption_is_whose() -> None:
@@ -203,6 +212,33 @@ def test_its_encoder_is_useful_where_the_text_model_is_not(runs: Path, tmp_path:
             )
     finally:
         shutil.move(str(tmp_path / "gone"), runs / "words")
+
+
+def test_another_text_model_in_the_same_place_is_refused(runs: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.safetensors"
+    weights = runs / "words" / "model.safetensors"
+    shutil.copy(weights, kept)
+    try:
+        tensors = {k: v + 0.1 for k, v in read_tensors(weights).items()}
+        write_tensors(weights, tensors, read_meta(kept))
+        assert tubelet.load(runs / "tgm", device="cpu").encode(torch.rand(1, 3, 8, 32, 32)).x.shape == (1, 64, 32), "encoding needs no text"
+        with pytest.raises(CheckpointError, match=r"was trained with another model than .*words holds now"):
+            tubelet.retrieve(runs / "tgm", runs / "world" / "manifest.csv", device="cpu")
+    finally:
+        shutil.copy(kept, weights)
+
+
+def test_planning_reads_the_width_from_settings(runs: Path) -> None:
+    from tubelet.guides._dual import width_of
+
+    assert width_of(runs / "words") == 64
+    settings = [*SMALL, f"method.align.model={runs / 'words'}"]
+    assert "contrast" not in str(tubelet.plan(runs / "world" / "manifest.csv", recipe="tiny-cpu", settings=settings))
+
+
+def test_an_aligned_run_reconstructs_videos_without_captions(runs: Path) -> None:
+    found = tubelet.reconstruct(runs / "tgm", runs / "world" / "clips" / "000000.mp4", settings=["masking=tube"], device="cpu")
+    assert found.error.cubes > 0
 
 
 def test_videos_without_captions_are_refused_before_anything_else(runs: Path, tmp_path: Path) -> None:

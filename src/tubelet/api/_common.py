@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from tubelet.config import Settings
 from tubelet.core import Masker, TokenGrid, Trainable
 from tubelet.data.settings import DataSettings
+from tubelet.errors import ConfigError
 from tubelet.recipe import StageSettings
 
 Sources = str | Path | Sequence[str | Path]
@@ -32,6 +33,8 @@ def build(stage: StageSettings) -> Trainable:
 def _stage_masker(masking: Settings, method: Any, data: DataSettings) -> Masker:
     """Of a stage."""
     if not (hasattr(method, "grid") and hasattr(method, "width")):
+        if {"grid", "dim"} & set(inspect.signature(cast(Any, masking).build).parameters):
+            raise ConfigError(f"masking {masking.model_dump().get('kind')} learns from tokens, which this method does not hand out")
         return cast(Any, masking).build()
     return build_masker(masking, lambda: method.grid(data.frames, data.hw), lambda: method.width)
 

@@ -51,8 +51,8 @@ def wanted(settings: Sequence[str], *, caption: bool) -> set[str]:
     for kind in kinds(FAMILY):
         try:
             needs |= cast(Any, parse(config_class(FAMILY, kind), {"kind": kind, **given.get(kind, {})})).build().needs
-        except (ConfigError, TypeError, AttributeError):
-            continue  # told when it is tried
+        except Exception:  # noqa: BLE001 - a user's own file may raise anything; it is told when it is tried
+            continue
     return needs & {"video", "motion", *({"text"} if caption else ())}
 
 
@@ -117,8 +117,13 @@ def _given(settings: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
 
 def _ask(learned: Learned, batch: Batch, grid: TokenGrid, seed: int) -> ShownMask:
     """The mask of a run."""
-    with torch.no_grad():
-        mask = learned.model.mask(batch, Step(0, 0, 0.0, 1.0, CounterDraw(seed, batch.sample)))
+    try:
+        with torch.no_grad():
+            mask = learned.model.mask(batch, Step(0, 0, 0.0, 1.0, CounterDraw(seed, batch.sample)))
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"the run's masking: {error}") from None
     if mask.grid != grid:
         raise ConfigError(f"the run masks clips of {mask.grid.shape} tubelets, not of {grid.shape}: leave frames, size and patch to it")
     return ShownMask(learned.kind, learned.settings, mask)

@@ -2,58 +2,66 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
+import torch
 
+from tubelet.api._caption_files import Journal, manifest
 from tubelet.api._common import Sources, shown
-from tubelet.data.captions import COLUMN
-from tubelet.data.reader import choose_decoder, open_item, read_chosen
-from tubelet.data.source import SPLITS, open_table
-from tubelet.data.table import Item, Table
-from tubelet.errors import CheckpointError, ConfigError, DataError, DecodeError
-from tubelet.interop.captioner import open_captioner
+from tubelet.data.keyframes import read_key_frames
+from tubelet.data.source import open_table
+from tubelet.data.table import Table
+from tubelet.data.workers import auto_workers
+from tubelet.errors import ConfigError, DataError
+from tubelet.interop.captioner import Describe, open_captioner
 from tubelet.train.checkpoint import write_text
 from tubelet.train.distributed import pick_device
 
-FIRST = ("path", "key", "label", "start", "end", "split", COLUMN)
+Progress = Callable[[int, int], None] | None
 
 
 @dataclass(frozen=True)
 class Captioned:
-    """``captions``: of every video that could be read, by key. ``failures``: (key, reason). ``out``: the manifest. ``seconds``: of this
-    call, in which ``new`` videos were captioned."""
+    """``captions``: of every video that could be read, by key, each sentence once. ``failures``: (key, reason). ``n_total``: videos that
+    were to be captioned. ``out``: the manifest. ``seconds``: of this call, in which ``new`` videos were captioned by ``n_asked``
+    sentences. ``notes``: about the sources."""
 
     captions: dict[str, tuple[str, ...]]
     failures: tuple[tuple[str, str], ...]
     n_total: int
     new: int
+    n_asked: int
     seconds: float
     out: Path
+    notes: tuple[str, ...] = ()
+
+    @property
+    def n_silent(self) -> int:
+        """Videos that could be read and of which nothing was said."""
+        return sum(not texts for texts in self.captions.values())
 
     def __str__(self) -> str:
-        none = sum(not texts for texts in self.captions.values())
         head = f"{len(self.captions)} / {self.n_total} videos captioned"
-        head += f", {none} of them without words" if none else ""
+        head += f", {self.n_silent} of them without words" if self.n_silent else ""
         if self.new:
-            head += f"; {self.new} in this call, {self.new / max(self.seconds, 1e-9):.2f} videos a second"
-        some = [f'  {key}: "{texts[0]}"' for key, texts in self.captions.items() if texts][:3]
+            before = f"{self.new} in this call, " if self.new < len(self.captions) else ""
+            head += f"; {before}{self.n_asked / max(self.seconds, 1e-9):.2f} captions a second"
+        some = [f'  {_printable(key)}: "{_printable(texts[0])}"' for key, texts in self.captions.items() if texts][:3]
         return "\n".join([head, *some])
 
 
 def caption(
     sources: Sources,
     *,
-    model: str | Path | Callable[[Sequence[np.ndarray]], list[str]],
+    model: str | Path | Describe,
     out: str | Path,
     frames: int = 3,
     batch: int = 8,
@@ -62,153 +70,150 @@ def caption(
     split: str | None = None,
     device: str = "auto",
     exclude: Sequence[str] = (),
+    workers: int | Literal["auto"] = "auto",
     overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = None,
 ) -> Captioned:
     """Write a manifest with a ``caption`` column: for each video a JSON list of what ``model`` says of ``frames`` frames, evenly spread.
 
-    ``model``: folder of an image captioner of transformers (BLIP, BLIP-2, GIT ...), or a function from pictures (h, w, 3) uint8 to
-    sentences. ``batch``: pictures at once. ``prompt``: words that the model continues; ``max_tokens`` of an answer. The manifest has the
-    same items as the sources (keys, labels, segments, splits), so it can be used in their place. A call that was stopped goes on where it
-    was. Raises ConfigError, CheckpointError, DataError.
+    ``model``: folder of an image captioner of transformers (BLIP, BLIP-2, GIT ...), or a function from pictures (h, w, 3) uint8 to as many
+    sentences. ``batch``: pictures at once, also of several videos. ``prompt``: words that the model continues; ``max_tokens`` of an answer.
+    ``split``: caption its videos only. ``workers``: processes that decode, 0 = none. ``progress(done, total)`` counts videos.
+
+    The manifest has the same items as the sources (keys, labels, segments, splits), so it can be used in their place; videos of other
+    splits keep the captions that they have. A video that cannot be read is listed and has none. A call that was stopped goes on where it
+    was. Raises ConfigError, CheckpointError (also for a full disk; what is done stays), DataError.
     """
-    for name, value in (("frames", frames), ("batch", batch), ("max_tokens", max_tokens)):
-        if value < 1:
-            raise ConfigError(f"{name} must be at least 1, got {value}")
     out = Path(out)
-    if out.suffix != ".csv":
-        raise ConfigError(f"--out {out}: captions are written as a manifest, a .csv")
-    if out.exists() and not overwrite:
-        raise ConfigError(f"--out {out} exists; give another name, or --overwrite")
-    table = open_table(sources, split=split, labels="auto", exclude=exclude)
-    describe = (
-        model if callable(model) else open_captioner(model, device=pick_device(device, "device"), prompt=prompt, max_tokens=max_tokens)
-    )
-    about = {"frames": frames, "prompt": prompt, "max_tokens": max_tokens, "model": getattr(describe, "sha256", None)}
-    began = time.monotonic()
-    with _Journal(out, about | {"sources": table.fingerprint()}, overwrite) as journal:
-        new = 0
-        for row in range(len(table)):
-            if table.keys[row] not in journal.done:
-                journal.add(table.keys[row], *_describe(table.item(row), describe, frames, batch))
-                new += 1
-            if progress is not None:
-                progress(row + 1, len(table))
-        done = journal.done
-    captions = {key: tuple(said) for key, (said, problem) in done.items() if problem is None}
-    failures = tuple((key, str(problem)) for key, (_, problem) in done.items() if problem is not None)
-    if not captions:
-        raise DataError(f"{shown(sources)}: none of {len(table)} videos can be read, the first: {failures[0][1]}")
-    write_text(out, _manifest(table, captions, out))
-    journal.remove()
-    return Captioned(captions, failures, len(table), new, time.monotonic() - began, out)
+    _check(out, overwrite, workers, frames=frames, batch=batch, max_tokens=max_tokens)
+    items = _items(sources, split, exclude)
+    table, rows, keys = items.table, items.rows, [items.table.keys[row] for row in items.rows]
+
+    def text(captions: dict[str, tuple[str, ...]]) -> str:
+        return manifest(table, captions, out, captioned=set(keys), split=split, labels=items.labels)
+
+    text({})  # what cannot be written is told before the work
+    describe, where = _describer(model, device, prompt, max_tokens)
+    about = {"model": getattr(describe, "sha256", None), "frames": frames, "prompt": prompt, "max_tokens": max_tokens}
+    about |= {"sources": table.fingerprint()["hash"]}
+    if workers == "auto":  # at least one, so that no file can hang this process; on the CPU the model wants the other cores
+        workers = max(1, auto_workers() if where.type == "cuda" else min(auto_workers(), 2))
+    failures: dict[str, str] = {}
+    began, new, asked = time.monotonic(), 0, 0
+    with Journal(out, about, overwrite=overwrite) as journal:
+        todo = [row for row in rows if table.keys[row] not in journal.done]
+        with closing(_described(table, todo, describe, frames=frames, batch=batch, workers=workers)) as answers:
+            for row, answer in answers:
+                if isinstance(answer, str):
+                    failures[table.keys[row]] = answer
+                else:
+                    journal.add(table.keys[row], _distinct(answer))
+                    new, asked = new + 1, asked + len(answer)
+                if progress is not None:
+                    progress(len(rows) - len(todo) + new + len(failures), len(rows))
+        captions = {key: tuple(journal.done[key]) for key in keys if key in journal.done}
+        if not captions:
+            raise DataError(f"{shown(sources)}: none of the {len(rows)} videos can be read, e.g. {': '.join(next(iter(failures.items())))}")
+        write_text(out, text(captions))
+        journal.remove()
+    lost = tuple((key, failures[key]) for key in keys if key in failures)
+    return Captioned(captions, lost, len(rows), new, asked, time.monotonic() - began, out, items.notes)
 
 
-def key_frames(n: int, count: int) -> np.ndarray:
-    """The middles of ``count`` equal parts of n frames; fewer where n is smaller."""
-    return np.unique(((np.arange(count) + 0.5) * n / count).astype(np.int64).clip(0, n - 1))
+def _check(out: Path, overwrite: bool, workers: int | str, **counts: int) -> None:
+    """Raises ConfigError for all that is wrong with the call."""
+    wrong = [f"{name} must be at least 1, got {value}" for name, value in counts.items() if value < 1]
+    if workers != "auto" and not (isinstance(workers, int) and 0 <= workers <= 512):
+        wrong.append(f"workers must be auto or 0..512, got {workers!r}")
+    if out.is_dir():
+        wrong.append(f"--out {out} is a folder; give a file such as {out / 'captioned.csv'}")
+    elif out.suffix != ".csv":
+        wrong.append(f"--out {out}: captions are written as a manifest, a .csv")
+    elif out.exists() and not overwrite:
+        wrong.append(f"--out {out} exists; give another name, or --overwrite")
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        wrong.append(f"--out {out} cannot be written: no permission in {folder}, or it is no folder")
+    if wrong:
+        raise ConfigError(wrong)
 
 
-def _describe(item: Item, describe: Callable[..., list[str]], count: int, batch: int) -> tuple[list[str], str | None]:
-    """What is said of an item, each sentence once; or why it cannot be read."""
-    pictures: list[np.ndarray] = []
+@dataclass(frozen=True)
+class _Items:
+    """``table``: all items. ``rows``: those that are to be captioned. ``labels``: whether the labels are known."""
 
-    def choose(times: np.ndarray) -> list[np.ndarray]:
-        pictures.clear()
-        return [key_frames(len(times), count)]
+    table: Table
+    rows: list[int]
+    labels: bool
+    notes: tuple[str, ...]
 
+
+def _items(sources: Sources, split: str | None, exclude: Sequence[str]) -> _Items:
+    """What the sources hold. Labels that cannot be used (some are missing) are no obstacle: their columns are passed on as they are."""
+    labels, notes = True, ()
     try:
-        with open_item(item, decoder=choose_decoder("auto")) as reader:
-            read_chosen(reader, item, choose, lambda _, picture: pictures.append(np.ascontiguousarray(picture.rgb())))
-    except DecodeError as error:
-        return [], str(error)
-    said = [text for i in range(0, len(pictures), batch) for text in describe(pictures[i : i + batch])]
-    return list(dict.fromkeys(text.strip() for text in said if text.strip())), None
+        chosen = open_table(sources, split=split, exclude=exclude)
+    except DataError as error:
+        labels, notes = False, (f"labels are not looked at: {error}",)
+        chosen = open_table(sources, split=split, exclude=exclude, labels="none")
+    notes = (*chosen.notes, *notes)
+    if split is None:
+        return _Items(chosen, list(range(len(chosen))), labels, notes)
+    # Files of the other splits need not be here.
+    table = open_table(sources, exclude=exclude, labels="auto" if labels else "none", missing="keep")
+    wanted = {(item.path, item.start, item.end) for item in map(chosen.item, range(len(chosen)))}
+    items = map(table.item, range(len(table)))
+    rows = [row for row, item in enumerate(items) if (item.path, item.start, item.end) in wanted]
+    return _Items(table, rows, labels, notes)
 
 
-class _Journal:
-    """What is done, line by line, beside the manifest that is to be. ``done``: key -> (sentences, why not)."""
-
-    def __init__(self, out: Path, about: dict[str, Any], overwrite: bool) -> None:
-        self.path, self.about = out.with_name(f".{out.name}.part.jsonl"), about
-        self.done: dict[str, tuple[list[str], str | None]] = {}
-        if overwrite:
-            self.path.unlink(missing_ok=True)
-
-    def __enter__(self) -> _Journal:
-        try:
-            if self.path.exists():
-                self._read()
-            else:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self.path.write_text(json.dumps(self.about) + "\n", encoding="utf-8")
-            self._file = open(self.path, "a", encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"{self.path}: cannot write: {error.strerror or error}") from None
-        return self
-
-    def _read(self) -> None:
-        data = self.path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]  # a line that was cut off goes
-        os.truncate(self.path, len(whole))
-        lines = [json.loads(line) for line in whole.decode("utf-8").splitlines()]
-        if not lines:
-            self.path.write_text(json.dumps(self.about) + "\n", encoding="utf-8")
-            return
-        changed = [name for name in self.about if lines[0].get(name) != self.about[name]]
-        if changed:
-            raise ConfigError(f"{self.path} was begun with other {' and '.join(changed)}; use the same, or --overwrite to begin anew")
-        self.done = {line["key"]: (line["captions"], line["problem"]) for line in lines[1:]}
-
-    def add(self, key: str, captions: list[str], problem: str | None) -> None:
-        """Kept from now on, whatever happens."""
-        try:
-            self._file.write(json.dumps({"key": key, "captions": captions, "problem": problem}) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot write {self.path}: {error.strerror or error}; free some space and run the same command again: "
-                f"{len(self.done)} videos are done"
-            ) from None
-        self.done[key] = captions, problem
-
-    def __exit__(self, *_: object) -> None:
-        with suppress(OSError):
-            self._file.close()
-
-    def remove(self) -> None:
-        """The manifest is there."""
-        self.path.unlink(missing_ok=True)
+def _describer(model: str | Path | Describe, device: str, prompt: str | None, max_tokens: int) -> tuple[Describe, torch.device]:
+    """What is asked, and where it runs."""
+    if not isinstance(model, str | Path):
+        if prompt is not None:
+            raise ConfigError("prompt is for a model in a folder; a function gets the pictures alone")
+        return model, torch.device("cpu")
+    where = pick_device(device, "device")
+    return open_captioner(model, device=where, prompt=prompt, max_tokens=max_tokens), where
 
 
-def _manifest(table: Table, captions: dict[str, tuple[str, ...]], out: Path) -> str:
-    """The same items as CSV, with captions."""
-    more = [name for name in table.extra if name not in FIRST]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*FIRST, *more], lineterminator="\n")
-    writer.writeheader()
-    for row in range(len(table)):
-        item = table.item(row)
-        extra = {name: column[row] for name, column in table.extra.items()}
-        first = item.key.split("/")[0]
-        writer.writerow(
-            {name: extra[name] for name in more}
-            | {
-                "path": _path(item.path, out),
-                "key": item.key,
-                "label": table.classes[item.label] if item.label >= 0 else "",
-                "start": "" if item.start is None else repr(item.start),
-                "end": "" if item.end is None else repr(item.end),
-                "split": extra.get("split", first if first.lower() in SPLITS and "/" in item.key else ""),
-                COLUMN: json.dumps(list(captions.get(item.key, ())), ensure_ascii=False),
-            }
-        )
-    return text.getvalue()
+def _described(
+    table: Table, rows: Sequence[int], describe: Describe, *, frames: int, batch: int, workers: int
+) -> Generator[tuple[int, list[str] | str], None, None]:
+    """(row, a sentence for each of its pictures, or why there are none). ``describe`` gets ``batch`` pictures, of whatever rows."""
+    waiting: deque[tuple[int, int]] = deque()  # rows whose sentences are not complete, with how many pictures they have
+    pictures: list[np.ndarray] = []
+    said: list[str] = []  # of the waiting rows, in their order
+
+    def ask() -> Iterator[tuple[int, list[str]]]:
+        answers = describe(pictures[:batch])
+        if len(answers) != len(pictures[:batch]):
+            raise ConfigError(f"the model said {len(answers)} sentences of {len(pictures[:batch])} pictures; one for each is needed")
+        said.extend(answers)
+        del pictures[:batch]
+        while waiting and waiting[0][1] <= len(said):
+            row, n = waiting.popleft()
+            yield row, said[:n]
+            del said[:n]
+
+    with closing(read_key_frames(table, rows, count=frames, workers=workers)) as looks:
+        for row, seen in looks:
+            if isinstance(seen, str):
+                yield row, seen
+                continue
+            waiting.append((row, len(seen)))
+            pictures += seen
+            while len(pictures) >= batch:
+                yield from ask()
+        while pictures:
+            yield from ask()
 
 
-def _path(path: str, out: Path) -> str:
-    """As the manifest's folder sees it."""
-    if "://" in path:
-        return path
-    whole, folder = Path(path).absolute(), out.absolute().parent
-    return str(whole.relative_to(folder)) if whole.is_relative_to(folder) else str(whole)
+def _distinct(said: Sequence[str]) -> list[str]:
+    """Every sentence once, without those that say nothing."""
+    return list(dict.fromkeys(text.strip() for text in said if text.strip()))
+
+
+def _printable(text: str) -> str:
+    """File names may hold anything: line breaks, terminal codes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

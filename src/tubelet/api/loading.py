@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from tubelet.api._common import build, say
 from tubelet.config import import_file, kinds, overlay, parse
-from tubelet.core import Batch, Method, Stream, Tokens
+from tubelet.core import Batch, Frozen, Method, Stream, Tokens
 from tubelet.data.settings import DataSettings
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.interop import videomae
@@ -72,10 +73,12 @@ def load(
     path = _weights_file(Path(run), weights)
     if not _written_by_us(path):
         return _load_outside(path, weights, device=device, random=random, settings=settings, strict=strict)
-    config = dict(read_meta(path).get("config", {}))
-    if (config.get("masking") or {}).get("kind") not in kinds("tubelet.masking"):
+    meta = read_meta(path)
+    config = dict(meta.get("config", {}))
+    if not _masking_known(config.get("masking")):
         config["masking"] = None  # a user's own file, which encoding does not need
-    lost = _without_text(config, path)
+    lost = ("align.",) if _without_text(config, path) else ()
+    lost += ("masking.",) if config.get("masking") is None else ()
     tuned = config.get("classifier")
     if tuned and tuned["frozen"]:
         raise CheckpointError(f"{path} was trained on a frozen encoder, which it does not hold; load {config['start']['path']}")
@@ -85,7 +88,8 @@ def load(
     model = build(stage)
     if not isinstance(model, Method):
         raise CheckpointError(f"{path} holds a {config.get('method', {}).get('kind', 'model')}, which has no encoder to load")
-    tensors = {k: v for k, v in _tensors(path).items() if not (lost and k.startswith("align."))}
+    same_outside(model, meta, path)
+    tensors = {k: v for k, v in _tensors(path).items() if not k.startswith(lost)} if lost else _tensors(path)
     if tuned:
         tensors = {k: v for k, v in tensors.items() if k.startswith("encoder.")}
         model = _encoder_alone(model, norm="encoder.trunk.norm.weight" in tensors)
@@ -95,6 +99,30 @@ def load(
         except RuntimeError as error:
             raise CheckpointError(f"{path} does not fit its own settings: {error}") from None
     return Loaded(model.to(pick_device(device, "device")).eval(), data, config, path)
+
+
+def same_outside(model: torch.nn.Module, meta: Mapping[str, Any], where: str | Path) -> None:
+    """Refuse, when they are opened, outside models that are not those which a run was trained with. Raises CheckpointError then."""
+    for name, module in model.named_modules():
+        known = (meta.get("frozen") or {}).get(name, {})
+        if isinstance(module, Frozen) and known.get("sha256"):
+            module.when_opened(
+                partial(_same, str(known["sha256"]), f"{where} was trained with another model than {known['path']} holds now")
+            )
+
+
+def _same(expected: str, message: str, found: str | None) -> None:
+    if found != expected:
+        raise CheckpointError(f"{message} (its files have changed); put back the one it had")
+
+
+def _masking_known(masking: Any) -> bool:
+    """Whether a masking and its guide can be built here: both are kinds of Tubelet or of files that were imported."""
+    if not isinstance(masking, Mapping):
+        return masking is None or masking in kinds("tubelet.masking")
+    guide = masking.get("guide")
+    named = guide.get("kind") if isinstance(guide, Mapping) else guide
+    return masking.get("kind") in kinds("tubelet.masking") and (named is None or named in kinds("tubelet.guides"))
 
 
 def _without_text(config: dict[str, Any], path: Path) -> bool:

@@ -119,8 +119,7 @@ def reconstruct(
     model = _imagining(loaded)
     masker, data = _look(loaded, model, settings, split)
     table = open_table_for(sources, data)
-    needs = _needs(model, masker)
-    footage = Footage(table.select(range(min(limit, len(table)))), data, start=start, whole=whole, needs=needs)
+    footage = Footage(table.select(range(min(limit, len(table)))), data, start=start, whole=whole, needs=masker.needs | {"video"})
     seen = _Seen(loaded, model, footage, statistics=statistics, seed=seed, progress=progress)
     image = None
     with _masked_by(model, masker):
@@ -228,12 +227,6 @@ def _look(loaded: Loaded, model: Imagines, settings: Sequence[str], split: str |
     if missing:
         raise ConfigError(f"the masking {_kind(look.masking)} {missing}; choose another, e.g. --set masking=tube")
     return masker.to(loaded.device), look.data
-
-
-def _needs(model: Imagines, masker: Masker) -> frozenset[str]:
-    """What clips must bring for the model with another masking."""
-    own = frozenset(model.needs) - (model.masking.needs if model.masking is not None else frozenset())
-    return own | masker.needs | {"video"}
 
 
 def _kind(masking: Settings) -> str:

@@ -26,6 +26,7 @@ from tubelet.data.source import open_table
 from tubelet.data.supply import Supply
 from tubelet.data.table import Table
 from tubelet.errors import CheckpointError, ConfigError, NonFiniteError
+from tubelet.methods._align import Alignment
 from tubelet.recipe import Recipe, StageSettings
 from tubelet.train.checkpoint import Checkpoints, read_tensors, write_text
 from tubelet.train.course import Prepare
@@ -212,7 +213,7 @@ def _check_init(plan: Recipe) -> None:
 def open_outside(model: Trainable) -> None:
     """Get the outside models that a model uses, so that a missing one is said before the work begins. Raises what opening them raises."""
     for module in model.modules():
-        if isinstance(module, Frozen):
+        if isinstance(module, Frozen | Alignment):
             module.open()
 
 

@@ -110,7 +110,7 @@ def masks(
 
 def _learned(run: str | Path) -> Learned:
     """The masking of a run. Raises ConfigError for one without."""
-    loaded = load(run)
+    loaded = load(run, device="cpu")
     model = loaded.model
     if not isinstance(model, VideoMAE) or model.masking is None:
         raise ConfigError(f"{run} holds no masking; give the run of a pre-training with one")

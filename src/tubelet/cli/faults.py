@@ -100,13 +100,13 @@ def _out_of_memory(error: BaseException) -> str | None:
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return (
             "the GPU ran out of memory. pretrain: lower --set train.micro=... (the same result in smaller pieces), or use "
-            "--set train.activation_checkpointing=true, --set train.precision=bf16 or a smaller --size; embed: lower --batch.\n"
+            "--set train.activation_checkpointing=true, --set train.precision=bf16 or a smaller --size; embed, caption: lower --batch.\n"
             f"({text.splitlines()[0] if text else 'no more is known'})"
         )
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in text):
         return (
             "this machine ran out of memory. Lower --set train.micro=..., data.workers or data.prefetch, use data.cache=none, or a smaller "
-            "--size; embed: lower --batch."
+            "--size; embed, caption: lower --batch."
         )
     return None
 

@@ -207,6 +207,7 @@ class Frozen(nn.Module):
         if (module is None) == (opens is None):
             raise ValueError("a frozen model is given as a module or as a way to open one")
         self.path, self.sha256, self._opens = path, sha256, opens
+        self._check: Callable[[str | None], None] | None = None
         self._device = torch.device("cpu")
         self._inner: tuple[Any, ...] = ()  # in a tuple: invisible to state_dict(), parameters(), DDP
         if module is not None:
@@ -222,8 +223,16 @@ class Frozen(nn.Module):
         if not self._inner:
             assert self._opens is not None
             module, self.sha256 = self._opens()
+            if self._check is not None:
+                self._check(self.sha256)
             self._take(module.to(self._device))
         return self
+
+    def when_opened(self, check: Callable[[str | None], None]) -> None:
+        """Call ``check`` with the sha256 once the model is opened, now where it is: it raises for another model than the one expected."""
+        self._check = check
+        if self._inner:
+            check(self.sha256)
 
     @property
     def inner(self) -> Any:

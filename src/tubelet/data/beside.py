@@ -65,7 +65,8 @@ class Beside:
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for a run to go on with the same batches; nothing for pixels alone."""
-        return {} if self.captions is None else {"captions": self.captions.digest()}
+        captions = {} if self.captions is None else {"captions": self.captions.digest()}
+        return captions | ({} if self.maps is None else {"maps": self.maps.digest()})
 
     def text(self, rows: Sequence[int], draw: Draw | None = None) -> tuple[str, ...]:
         """A caption for each sample, () where none are asked for. ``draw``: bound to the samples; None = the first of each."""

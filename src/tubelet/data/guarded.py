@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar, cast
@@ -29,7 +29,7 @@ class Lost:
 
 def run_guarded(
     work: Callable[[int], T], numbers: Sequence[int], *, workers: int, limit: float, remote: bool = False
-) -> Iterator[tuple[int, T | Lost]]:
+) -> Generator[tuple[int, T | Lost], None, None]:
     """``(number, work(number))`` for all numbers, in the order in which they are done.
 
     A process that takes longer than ``limit`` seconds for a number, or dies, is replaced, and the number's answer is Lost. ``workers = 0``:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from torch import Tensor
 from tubelet.config import did_you_mean
 from tubelet.data.places import is_url, open_place
 from tubelet.data.settings import DataSettings
-from tubelet.data.table import Table
+from tubelet.data.table import Strings, Table
 from tubelet.data.vectors import CELL, averages, cells, spans
 from tubelet.errors import DataError, DecodeError
 
@@ -35,6 +36,10 @@ class Maps:
                 f"data.maps = {self.column}: the items have no such column{near}; they have {', '.join(table.extra) or 'none'} (a column "
                 "of the manifest gives the path of each item's .npy)"
             )
+
+    def digest(self) -> str:
+        """What identifies the files by name; not their contents."""
+        return hashlib.blake2b(Strings(self._names).digest(), digest_size=16).hexdigest()
 
     def cut(self, row: int, share: np.ndarray, crop: np.ndarray, source: tuple[int, int], out: tuple[int, int]) -> Tensor:
         """(1, T, ceil(h / 4), ceil(w / 4)) float32, over the cells of a clip of ``out`` (h, w). ``share`` (T,): where its frames are in

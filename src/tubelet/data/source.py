@@ -221,6 +221,8 @@ def _manifest(place: Place, ask: _Ask) -> _Part:
         Row(path, _key(e), kind, e.start, e.end, label(e), f"{place.name}, line {e.line}", e.columns, place.resolve(""))
         for e, path, kind in zip(chosen, paths, kinds, strict=True)
     ]
+    if any(e.columns.get("key") for e in chosen):
+        _check_keys(rows)
     names = frozenset(name for e in entries if (name := label(e)) is not None)
     return _Part(rows, names, _held_out(place.name, ask, entries), missing)
 
@@ -270,8 +272,20 @@ def _key(entry: Entry) -> str:
     return f"{entry.path}#{start}-{end}"
 
 
+def _check_keys(rows: list[Row]) -> None:
+    """Raises DataError where a manifest's column ``key`` gives two items one name."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        if (other := first.setdefault(row.key, row)) is not row:
+            raise DataError(
+                f"{row.where}: the key {row.key!r} is that of {other.where} already; the column `key` names the items, each one otherwise: "
+                "call the column something else if yours means something else"
+            )
+
+
 def _kinds_of(paths: list[str], where: list[str]) -> tuple[list[Kind], frozenset[str]]:
-    """What the named files are, and which do not exist. Raises DataError for those that are no regular files. URLs are not looked up.
+    """What the named files are, and which do not exist. Raises DataError for those that are no regular files. URLs are not looked up, but
+    for those of prepared sets.
 
     Folders that hold many of them are listed once: a stat for each file takes minutes on a network file system.
     """
@@ -279,10 +293,19 @@ def _kinds_of(paths: list[str], where: list[str]) -> tuple[list[Kind], frozenset
     listing: dict[str, dict[str, Any]] = {}
     missing: set[str] = set()
     kinds: list[Kind] = []
+    sets: dict[str, bool] = {}
+
+    def in_a_set(path: str) -> bool:
+        if (one := split_path(path)) is not None and one[0] not in sets:
+            sets[one[0]] = is_prepared(path)
+        return one is not None and sets[one[0]]
+
     for i, path in enumerate(paths):
         kind: Kind = "image" if suffix(path) in IMAGE else "video"
         folder, name = os.path.split(path)
-        if not is_url(path):
+        if is_url(path):
+            kind = "prepared" if in_a_set(path) else kind
+        else:
             if crowd[folder] >= 8 and folder not in listing:
                 try:
                     with os.scandir(folder or ".") as entries:
@@ -295,7 +318,10 @@ def _kinds_of(paths: list[str], where: list[str]) -> tuple[list[Kind], frozenset
             elif os.path.isdir(path):
                 kind = "frames"
             elif not os.path.exists(path):
-                missing.add(path)
+                if in_a_set(path):
+                    kind = "prepared"
+                else:
+                    missing.add(path)
             elif not os.path.isfile(path):
                 raise DataError(f"{where[i]}: {path} is a pipe, socket or device; give a regular file")
         kinds.append(kind)

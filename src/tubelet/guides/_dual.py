@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,30 +21,58 @@ from tubelet.train.checkpoint import read_meta, read_tensors
 from tubelet.weights import sha256_of
 
 REMEMBERED = 20_000  # texts whose vectors are kept
-LIKE_CLIP = ("clip", "chinese_clip", "altclip", "metaclip_2")  # models with vision_model, visual_projection and text_projection
+LIKE_CLIP = ("clip", "metaclip_2")  # models with vision_model, visual_projection and text_projection
+
+
+_open: weakref.WeakValueDictionary[tuple[str, str], Dual] = weakref.WeakValueDictionary()  # a mask and a loss may read one model
+
+
+def width_of(path: str | Path) -> int:
+    """Width of the vectors that a folder's model gives, from its settings alone. Raises as :func:`open_dual`."""
+    path = _existing(Path(path))
+    if path.is_dir() and (path / "config.json").exists():
+        try:
+            return int(json.loads((path / "config.json").read_text(encoding="utf-8")).get("projection_dim", 512))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path}: its config.json is not understood: {_line(error)}") from None
+    return DualShape.model_validate(_method_of(_ours(path))["network"]).out
 
 
 def frozen_dual(path: str | Path) -> Frozen:
-    """The dual encoder of a folder, opened when it is used. It has ``text`` and ``patches`` (see :class:`Dual`) and ``width``."""
+    """The dual encoder of a folder, opened when it is used. It has ``text`` and ``patches`` (see :class:`Dual`)."""
     return Frozen(path=str(path), opens=lambda: open_dual(path))
 
 
 def open_dual(path: str | Path) -> tuple[Dual, str]:
-    """The model and the sha256 of its weights. Raises CheckpointError or ConfigError that says what the folder lacks."""
-    path = Path(path)
+    """The model and the sha256 of its files; the same one while somebody holds it. Raises CheckpointError or ConfigError that says what the
+    folder lacks."""
+    path = _existing(Path(path))
+    outside = path.is_dir() and (path / "config.json").exists()
+    sha256 = sha256_of(path if outside else _ours(path))
+    known = _open.get((str(path.resolve()), sha256))
+    if known is None:
+        known = Dual(*(_transformers(path) if outside else _own(_ours(path))))
+        _open[str(path.resolve()), sha256] = known
+    return known, sha256
+
+
+def _existing(path: Path) -> Path:
     if not path.exists():
         raise CheckpointError(
             f"{path}: no such folder of a dual encoder. Nothing is downloaded: give the folder of a CLIP that you fetched, or train a "
             "small one on your captions (tubelet pretrain ... --recipe dual) and give its run folder"
         )
+    return path
+
+
+def _ours(path: Path) -> Path:
+    """The file of a run."""
     ours = path / "model.safetensors" if path.is_dir() else path
-    if (path / "config.json").exists() and path.is_dir():
-        return Dual(*_transformers(path)), sha256_of(path)
     if not ours.is_file():
         raise CheckpointError(
             f"{path} holds neither a transformers model (config.json) nor a complete Tubelet run of method dual (model.safetensors)"
         )
-    return Dual(*_own(ours)), sha256_of(ours)
+    return ours
 
 
 class Dual(nn.Module):
@@ -83,22 +113,13 @@ class Dual(nn.Module):
             return F.normalize(vectors.float(), dim=-1).view(len(frames), rows, columns, -1)
         return F.normalize(self._dense(frames, dense).float(), dim=-1)
 
-    @property
-    def width(self) -> int:
-        """D."""
-        return self.text(["a"]).shape[1]
-
     def _apply(self, fn: Any, recurse: bool = True) -> Dual:
         self._known.clear()  # they lie on the old device
         return super()._apply(fn, recurse)
 
 
 def _own(path: Path) -> tuple[DualEncoder, Callable[..., Tensor], Callable[..., Tensor]]:
-    config = read_meta(path).get("config", {})
-    method = config.get("method") or {}
-    if method.get("kind") != "dual":
-        raise CheckpointError(f"{path} is a run of method {method.get('kind', 'unknown')}, not of a dual encoder (method: dual)")
-    size = config["data"]["size"]
+    method, size = _method_of(path), read_meta(path)["config"]["data"]["size"]
     net = DualShape.model_validate(method["network"]).build(size=(size, size) if isinstance(size, int) else tuple(size))
     net.load_state_dict({k.removeprefix("dual."): v for k, v in read_tensors(path).items() if k.startswith("dual.")})
 
@@ -114,6 +135,13 @@ def _own(path: Path) -> tuple[DualEncoder, Callable[..., Tensor], Callable[..., 
     return net, net.text, dense
 
 
+def _method_of(path: Path) -> dict[str, Any]:
+    method = read_meta(path).get("config", {}).get("method") or {}
+    if method.get("kind") != "dual":
+        raise CheckpointError(f"{path} is a run of method {method.get('kind', 'unknown')}, not of a dual encoder (method: dual)")
+    return method
+
+
 def _transformers(path: Path) -> tuple[nn.Module, Callable[..., Tensor], Callable[..., Tensor]]:
     try:
         from transformers import AutoConfig, AutoModel, AutoTokenizer
@@ -123,7 +151,7 @@ def _transformers(path: Path) -> tuple[nn.Module, Callable[..., Tensor], Callabl
 
     logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: its config.json is not understood by transformers: {_line(error)}") from None
     if config.model_type not in LIKE_CLIP:
@@ -131,14 +159,16 @@ def _transformers(path: Path) -> tuple[nn.Module, Callable[..., Tensor], Callabl
             f"{path} holds a {config.model_type} model, whose patches have no place beside texts; there are {', '.join(LIKE_CLIP)}"
         )
     try:
-        model, info = AutoModel.from_pretrained(path, local_files_only=True, output_loading_info=True, dtype=torch.float32)
+        model, info = AutoModel.from_pretrained(
+            path, local_files_only=True, output_loading_info=True, dtype=torch.float32, trust_remote_code=False
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{path}: its weights cannot be loaded: {_line(error)}") from None
     missing = sorted(key for key in info["missing_keys"] if "position_ids" not in key)
     if missing:
         raise CheckpointError(f"{path}: its weights lack {len(missing)} tensors of the model, first {missing[0]}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, TypeError, ImportError, AttributeError) as error:
         raise CheckpointError(
             f"{path}: its tokenizer cannot be loaded (tokenizer.json, or vocab.json and merges.txt): {_line(error)}"
@@ -184,8 +214,6 @@ def embed_patches(model: Any, pixels: Tensor) -> Tensor:
 
 def _pixels(path: Path) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (3, 1, 1): of preprocessor_config.json, else CLIP's own."""
-    import json
-
     found: dict[str, Any] = {}
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (path / name).exists():

@@ -38,5 +38,7 @@ class Blocks(Guide):
         weights = video.new_tensor(GREY if video.shape[1] == 3 else [1 / video.shape[1]] * video.shape[1])
         luma_BTHW = (video * weights.view(-1, 1, 1, 1)).sum(1)
         with torch.autocast(video.device.type, enabled=False):  # sums of differences must not be rounded
-            found = torch.stack([block_match(clip, block=self.block, search=self.search) for clip in luma_BTHW])  # (B, T, 2, rows, columns)
+            # All clips as one film, whose first frames are then mended: a clip's first frame has what its second has.
+            film = block_match(luma_BTHW.flatten(0, 1), block=self.block, search=self.search).unflatten(0, luma_BTHW.shape[:2])
+            found = torch.cat([film[:, 1:2], film[:, 1:]], 1) if film.shape[1] > 1 else torch.zeros_like(film)
         return Field(found.transpose(1, 2), "flow")

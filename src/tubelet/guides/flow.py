@@ -22,7 +22,7 @@ from tubelet.errors import CheckpointError, ConfigError
 from tubelet.weights import read_weights, sha256_of
 
 LEAST, MULTIPLE = 128, 8  # pixels: RAFT correlates four levels of eighths and wants whole ones
-RAFT_ROWS = 8  # pairs at once
+RAFT_ROWS = 32  # pairs at once
 
 
 class Config(Settings):

@@ -78,5 +78,5 @@ class Similarity(Guide):
 
     @staticmethod
     def _ok(texts: tuple[str, ...], scores_BTHW: Tensor) -> Tensor:
-        said = torch.tensor([bool(text.strip()) for text in texts], device=scores_BTHW.device)
+        said = torch.tensor([bool(text.strip()) for text in texts]).to(scores_BTHW.device, non_blocking=True)
         return said & scores_BTHW.isfinite().flatten(1).all(1)

@@ -69,7 +69,12 @@ class MotionGuided(Masker):
             return split(grid, pick(distance(*corners, size, h, w), count, "bottom").flatten(1), t * count)
         field = self.guide(batch, stream)
         motion_BSHW = interest(field, grid)
-        moves = motion_BSHW.isfinite().flatten(1).all(1) & (motion_BSHW.flatten(1).amax(1) > STILL)
+        moves = motion_BSHW.isfinite().flatten(1).all(1)
+        if field.kind == "score":  # any numbers: only where they are larger counts
+            motion_BSHW = motion_BSHW - motion_BSHW.flatten(2).amin(2)[..., None, None]
+            moves &= motion_BSHW.flatten(1).amax(1) > 0
+        else:
+            moves &= motion_BSHW.flatten(1).amax(1) > STILL
         ok = moves if field.ok is None else moves & field.ok
         log = {**said(field), "guided": ok.float().mean()}
         # Where nothing moves for a while the box waits for the next thing that does, else it would jump to the first place.
@@ -97,13 +102,14 @@ def _tracked(flow_BCTHW: Tensor, start: tuple[Tensor, Tensor], size: tuple[int, 
     field moves: a plain one would be slowed down by the ground around what moves."""
     t, h, w = places(grid)
     thick, last = grid.patch[0], flow_BCTHW.shape[2] - 1
+    late = int(flow_BCTHW.shape[2] == grid.size[0])  # such a field says at each frame how it came there, not how it goes on
     weight_BTHW = flow_BCTHW.square().sum(1).sqrt()
     top, left = start[0].float(), start[1].float()
     tops, lefts = [start[0]], [start[1]]
     for s in range(1, t):
         inside = distance(tops[-1], lefts[-1], size, h, w).unflatten(1, (h, w)) <= 0
         inside_BHW = F.interpolate(inside[:, None].float(), flow_BCTHW.shape[-2:], mode="nearest")[:, 0]
-        frames = [min(f, last) for f in range((s - 1) * thick, s * thick)]
+        frames = [min(f + late, last) for f in range((s - 1) * thick, s * thick)]
         weight = weight_BTHW[:, frames] * inside_BHW[:, None]
         total = weight.flatten(1).sum(1, keepdim=True).clamp(min=1e-9)
         step_B2 = (flow_BCTHW[:, :, frames] * weight[:, None]).flatten(2).sum(2) / total * thick

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from tubelet.config import Settings
 from tubelet.core import Batch, Group, Losses, Masker, Method, Step, TokenGrid, Tokens, to_unit
 from tubelet.errors import ConfigError
-from tubelet.methods._align import agreement, same_text
+from tubelet.methods._align import agreement, captioned, same_text
 from tubelet.methods._groups import decay_groups
 from tubelet.nn.dual import DualEncoder, DualShape
 from tubelet.objectives.contrast import info_nce
@@ -55,7 +55,7 @@ class Dual(Method):
         """Mean InfoNCE over the samples with a caption. The log holds how many clips and captions find each other in the batch."""
         video, text = self.embed_video(batch), self.embed_text(batch.text)
         same = same_text(batch.text, video.device, skip_twins=self.skip_twins)
-        weight = torch.tensor([float(bool(t.strip())) for t in batch.text], device=video.device)
+        weight = captioned(batch.text).to(video.device, non_blocking=True)
         error = info_nce(video, text, self.dual.scale, same=same)
         return Losses({"contrast": (reduce(error, weight), 1.0)}, agreement(video, text, self.dual.scale))
 
@@ -81,6 +81,10 @@ class Dual(Method):
         grid = TokenGrid(("t", "h", "w"), tuple(x.shape[1:4]), patch)
         return Tokens(x.flatten(1, 3), torch.arange(grid.n, device=x.device).expand(len(x), -1), grid)
 
+    def after_step(self, at: Step) -> None:
+        """The temperature stays in its range."""
+        self.dual.hold_scale()
+
     def groups(self, phase: str) -> list[Group]:
-        """No weight decay on 1-D parameters and biases, positions and word vectors."""
+        """No weight decay on 1-D parameters, biases and positions."""
         return decay_groups(self.named_parameters(), exempt={"position"})

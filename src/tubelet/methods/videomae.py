@@ -283,6 +283,11 @@ class VideoMAE(Method):
             raise ConfigError("this model was not aligned with text: train it with method.align.model=FOLDER (recipe tgm)")
         return self.align
 
+    def after_step(self, at: Step) -> None:
+        """The alignment's temperature stays in its range."""
+        if self.align is not None:
+            self.align.after_step()
+
     def groups(self, phase: str) -> list[Group]:
         """No weight decay on 1-D parameters, biases and the mask token (page section 4)."""
         return decay_groups(self.named_parameters(), exempt={"token"})

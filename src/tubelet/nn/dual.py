@@ -172,8 +172,13 @@ class DualEncoder(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """exp of the learned logarithm, at most 100."""
-        return self.logit_scale.clamp(max=math.log(MOST_SCALE)).exp()
+        """exp of the learned logarithm."""
+        return self.logit_scale.exp()
+
+    @torch.no_grad()
+    def hold_scale(self) -> None:
+        """Keep the scale at 100 or below: the number itself is held, so that it can come back."""
+        self.logit_scale.clamp_(max=math.log(MOST_SCALE))
 
     def patches(self, frames: Tensor) -> Tensor:
         """(n, 3, H, W) in [0, 1] -> (n, rows, columns, D)."""

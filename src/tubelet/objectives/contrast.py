@@ -18,7 +18,8 @@ def info_nce(one: Tensor, two: Tensor, scale: Tensor | float, *, same: Tensor | 
 
     ``scale``: multiplies the cosines, 1 / temperature. ``same`` (B,) int64: samples of equal numbers are no negatives of each other (their
     texts are the same). In a process group the negatives are those of all processes, with gradient: with :func:`~.losses.reduce` over the
-    errors, loss and gradients are those of one big batch. Raises ConfigError for a batch of one sample, which has no negatives.
+    errors, loss and gradients are those of one big batch; the processes tell each other their counts, which waits for the device. With
+    gradient accumulation the negatives are those of a micro-batch. Raises ConfigError for a batch of one sample, which has no negatives.
     """
     if one.shape != two.shape or one.ndim != 2:
         raise ValueError(f"two views of the same samples are needed, got {tuple(one.shape)} and {tuple(two.shape)}")
