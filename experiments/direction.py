@@ -4,7 +4,8 @@ Claim: masks that follow the motion teach at least as much about motion as those
 the tube, the random, MGM's (a window) and MGMAE's mask (consistent), all at 75 % and 1,500 steps; the latter two are told the true flow.
 A linear probe on features of every time slot names one of 8 directions (chance is .125) on 1,600 clips that nothing was fitted on (one
 score's 95 % interval is about 2 points to each side); ``weights``: the same network before training. On this grid of 4 x 4 places MGM's
-box has 3 x 4, so that it leaves one row.
+box has 3 x 4, so that it leaves one row
+of the ground and never shows the object.
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
 Method: the small VideoMAEs of truth.py, trained with equal budgets under the tube and under MGMAE's mask (75 %, true flow). Their squared
 error on hidden tokens of 1,600 clips that they have not seen, each under its own masking, for tokens that show some of the moving object
 and for those that show only the ground at rest. Measured in one call after direction, whose models these are, it takes seconds.
+
+What came out meets the letter of the expectation only: the errors of moving tokens differ by less than a half per cent in the mean and by
+sign between seeds. In these clips an object goes one place and a half in the whole clip, so that a tube lets little through.
 """
 
 from __future__ import annotations
@@ -51,6 +54,6 @@ CLAIM = Claim(
     measure=measure,
     holds=lambda s: mean(s, "moving_mgmae") > mean(s, "moving_tube") and abs(mean(s, "still_mgmae") / mean(s, "still_tube") - 1) <= 0.1,
     shown={f"{what}_{kind}": ".5f" for what in ("moving", "still") for kind in ("tube", "mgmae")}
-    | {"moving_ratio": ".2f", "still_ratio": ".2f"},
+    | {"moving_ratio": ".3f", "still_ratio": ".3f"},
     minutes=6,
 )
