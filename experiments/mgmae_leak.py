@@ -5,7 +5,7 @@ error on hidden tokens of 1,600 clips that they have not seen, each under its ow
 and for those that show only the ground at rest. Measured in one call after direction, whose models these are, it takes seconds.
 
 What came out meets the letter of the expectation only: the errors of moving tokens differ by less than a half per cent in the mean and by
-sign between seeds. In these clips an object goes one place and a half in the whole clip, so that a tube lets little through.
+sign between seeds. In these clips an object goes 1 to 1.5 places in the whole clip, so that a tube lets little through.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 Method: 256 easy clips (the object stays inside) of 16 frames of 64 pixels, 2 x 8 x 8 tokens, 75 % hidden, true flow both ways. Every
 visible token whose centre lies on the object in the middle frame, from which the map is warped, stands for the object's point there; the
 point is followed to every other slot, and the token that shows it in the middle of that slot is visible or not. ``kept``: the share that
-is; ``before`` and ``after`` the middle. ``released``: the published code. (Points of tokens of all slots
-were taken first, and gave 0.63 for one seed: tokens of other slots are up to half a token off the map that has moved, so that even a
-perfect follower would lose about a third of their centres again. What was expected stayed as it was.)
+is; ``before`` and ``after`` the middle. ``released``: the published code. (Points of tokens of all slots were taken first, and gave 0.63
+for one seed: tokens of other slots are up to half a token off the map that has moved, so that even a perfect follower would lose about a
+third of their centres again. What was expected stayed as it was.)
 """
 
 from __future__ import annotations
