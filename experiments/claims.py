@@ -22,7 +22,8 @@ Figures = Mapping[str, float]
 class Claim:
     """``paper`` and ``claim``: what is said, and where. ``expected``: what must come out here, in numbers, fixed before measuring.
     ``measure``: seed -> figures. ``holds``: the figures of all seeds -> whether it did. ``shown``: figures for the table, with how to print
-    them. ``minutes``: declared cost of one seed on one core. ``device``: cpu, or what it needs instead."""
+    them. ``minutes``: declared cost of one seed on one core. ``device``: cpu, or what it needs instead. ``note``: written after
+    measuring: how to read what came out."""
 
     paper: str
     claim: str
@@ -33,6 +34,7 @@ class Claim:
     minutes: float
     seeds: tuple[int, ...] = (0, 1, 2)
     device: str = "cpu"
+    note: str = ""
 
 
 def mean(figures: Sequence[Figures], name: str) -> float:

@@ -52,7 +52,7 @@ def page() -> str:
         minutes = statistics.mean(s["minutes"] for s in seeds.values())
         details.append(
             f"- `{name}`: seeds {', '.join(seeds)}; {minutes:.1f} min a seed on {one['machine']}, torch {one['torch']}, {one['date']}; "
-            f"`python experiments/run.py {name}`"
+            f"`python experiments/run.py {name}`" + (f". {claim.note}" if claim.note else "")
         )
     return HEAD + "\n".join(lines) + "\n\n## How and where\n\n" + "\n".join(details) + "\n"
 
