@@ -130,8 +130,14 @@ def _found(run: Path, manifest: Path, most: int = 400) -> Grounding:
 
 
 def _two_texts(run: Path, manifest: Path) -> Image.Image:
-    """A test clip with two objects, masked by the noun of either, one under the other."""
-    path, truth = max(_test_clips(manifest), key=lambda clip: int((clip[1]["masks"] == 2).sum()))
+    """The test clip whose second object is largest, of those (if any) in which both stay whole, masked by the noun of either."""
+
+    def suits(clip: tuple[Path, dict[str, Any]]) -> tuple[bool, int]:
+        seen = clip[1]["masks"]
+        rim = np.concatenate([seen[:, :, 0], seen[:, :, -1], seen[:, 0], seen[:, -1]], 1)
+        return not np.isin(rim, (1, 2)).any(), int((seen == 2).sum())
+
+    path, truth = max(_test_clips(manifest), key=suits)
     settings = ["tgm.ratio=0.3", "tgm.guide.window=8"]
     images = [
         api.masks(path, caption=_noun(truth, i), model=run, settings=settings, size=64, frames=16, patch=(2, 8, 8), only=["tgm"]).picture
