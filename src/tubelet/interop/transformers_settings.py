@@ -180,14 +180,22 @@ def inexpressible(config: Config, *, decoder: bool) -> list[str]:
         said.append(f"decoder.attention {config.decoder.attention}: it has one setting for encoder and decoder")
     if config.init_values > 0:
         said.append(f"init_values {config.init_values}: it has no LayerScale")
-    if decoder:
-        t = config.target
-        wrong = {"space": t.space != "unit", "normalise": t.normalise == "joint", "order": t.order != "thwc", "frames": t.frames != "all",
-                 "grey": t.grey, "eps_inside": t.eps_inside, "unbiased": not t.unbiased}  # fmt: skip
-        said += [
-            f"target.{name} {getattr(t, name)}: its answers are the pixels of whole cubes" for name, is_wrong in wrong.items() if is_wrong
-        ]
-    return said
+    return [*said, *odd_targets(config)] if decoder else said
+
+
+def odd_targets(config: Config) -> list[str]:
+    """What of a method's target neither transformers nor the official code predicts, one line each."""
+    t = config.target
+    wrong = {
+        "space": t.space != "unit",
+        "normalise": t.normalise == "joint",
+        "order": t.order != "thwc",
+        "frames": t.frames != "all",
+        "grey": t.grey,
+        "eps_inside": t.eps_inside,
+        "unbiased": not t.unbiased,
+    }
+    return [f"target.{name} {getattr(t, name)}: its answers are the pixels of whole cubes" for name, odd in wrong.items() if odd]
 
 
 def to_config(
