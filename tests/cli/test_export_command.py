@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import tubelet
+from tubelet.api.classifiers import build_classifier, start_of
 from tubelet.cli import run as command
 from tubelet.errors import CheckpointError, ConfigError
+from tubelet.interop.videomae import from_official
+from tubelet.masking import adamae
 from tubelet.methods.classifier import Config as ClassifierConfig
 from tubelet.methods.videomae import Config
 from tubelet.train.checkpoint import write_tensors
@@ -162,6 +166,45 @@ def test_extras_of_a_run_are_named_and_left_out_of_the_encoder_alone(tmp_path: P
     assert tubelet.export(run, tmp_path / "hf", encoder=True).what == "VideoMAEModel"
     back = tubelet.load(tmp_path / "hf", device="cpu")
     assert torch.equal(back.encode(clip()).x, tubelet.load(run, device="cpu").encode(clip()).x)
+
+
+def test_a_learned_masking_goes_into_an_official_file(tmp_path: Path) -> None:
+    config = Config.model_validate(METHOD)
+    masking = adamae.Config.model_validate({"heads": 2}).build(grid=config.grid(4, (16, 16)), dim=16)
+    model = shaken(config.build(masking=masking, frames=4, size=(16, 16)))
+    settings = {"method": METHOD, "masking": {"kind": "adamae", "heads": 2}, "data": DATA, "train": {"steps": 1}}
+    write_tensors(tmp_path / "run" / "model.safetensors", model.state_dict(), {"format": 1, "config": settings})
+    with pytest.raises(ConfigError, match="its masking's own weights"):
+        tubelet.export(tmp_path / "run", tmp_path / "hf")
+    tubelet.export(tmp_path / "run", tmp_path / "x.safetensors", to="official")
+    back = from_official(load_file(tmp_path / "x.safetensors"), "pretrain")
+    assert back.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, back[name]) for name, value in model.state_dict().items())
+
+
+def test_weights_of_others_go_on_to_others(tmp_path: Path) -> None:
+    """A folder of transformers -> official file -> folder of transformers: the same encoder, bit for bit."""
+    run, _ = trained(tmp_path / "run")
+    tubelet.export(run, tmp_path / "hf")
+    tubelet.export(tmp_path / "hf", tmp_path / "x.pth", to="official")
+    tubelet.export(tmp_path / "x.pth", tmp_path / "again", settings=["method.heads=2", "frames=4", "size=16"])
+    wanted = load_file(tmp_path / "hf" / "model.safetensors")
+    found = load_file(tmp_path / "again" / "model.safetensors")
+    assert found
+    assert all(torch.equal(value, wanted[f"videomae.{name}"]) for name, value in found.items())
+    with pytest.raises(ConfigError, match="keeps a run of Tubelet whole"):
+        tubelet.export(tmp_path / "hf", tmp_path / "x.safetensors", to="safetensors")
+
+
+def test_a_folder_of_transformers_is_a_start_for_fine_tuning(tmp_path: Path) -> None:
+    run, _ = trained(tmp_path / "run")
+    tubelet.export(run, tmp_path / "hf")
+    starts = [start_of(run), start_of(tmp_path / "hf"), start_of(start_of(tmp_path / "hf").about["path"])]
+    models = [build_classifier(ClassifierConfig.model_validate({}), start, start.data, classes=3, seed=0).eval() for start in starts]
+    with torch.no_grad():
+        answers = [model(clip()) for model in models]
+    assert torch.equal(answers[0], answers[1])
+    assert torch.equal(answers[0], answers[2])
 
 
 def test_nothing_is_replaced_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from tubelet.data.settings import DataSettings
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.interop import transformers_videomae as theirs
 from tubelet.interop import videomae as official
-from tubelet.interop.transformers_settings import odd_targets, to_config, to_preprocessor
+from tubelet.interop.transformers_settings import CARRIED, odd_targets, to_config, to_preprocessor
 from tubelet.methods.classifier import Classifier
 from tubelet.methods.videomae import Config, VideoMAE
 from tubelet.nn.video import VideoEncoder
@@ -34,7 +34,6 @@ from tubelet.weights import is_foreign
 To = Literal["hf", "official", "safetensors"]
 TARGETS: tuple[To, ...] = ("hf", "official", "safetensors")
 ALONE = "the encoder alone has none of it: encoder=True, on the command line --encoder"
-_KEPT = ("stride", "fps", "sampling", "folder_fps")  # data settings that config.json of transformers has no names for
 _REPLACED = (".json", ".safetensors", ".bin", ".md", ".txt")  # what a model's folder may hold and --overwrite may remove
 
 
@@ -146,7 +145,7 @@ def _to_hf(model: _Model, out: Path) -> Exported:
     if model.wrong:
         raise ConfigError([f"transformers cannot express {line}" for line in model.wrong])
     data = model.data.model_dump(mode="json")
-    said["tubelet"] = {"version": tubelet.__version__, "data": {name: data[name] for name in _KEPT}}
+    said["tubelet"] = {"version": tubelet.__version__, "data": {name: data[name] for name in CARRIED}}
     state = {n: v.detach().float().contiguous() for n, v in theirs.to_transformers(model.state, model.layout, stored=True).items()}
     preprocessor = to_preprocessor(model.settings, model.data.hw, model.encoder.embed.channels)
 

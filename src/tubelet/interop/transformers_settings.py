@@ -38,6 +38,7 @@ DEFAULTS: dict[str, Any] = {
     "decoder_intermediate_size": 1536,
     "norm_pix_loss": True,
 }
+CARRIED = ("stride", "fps", "sampling", "folder_fps")  # data settings of ours that an exported config.json keeps under "tubelet"
 _COUNTS = tuple(name for name, value in DEFAULTS.items() if isinstance(value, int) and not isinstance(value, bool))
 _SIDES = ("image_size", "patch_size")
 GELUS = ("gelu", "gelu_python")
@@ -111,7 +112,7 @@ def from_config(config: Mapping[str, Any], preprocessor: Mapping[str, Any] | Non
         size=sides["image_size"],
         norm=not c["use_mean_pooling"],
         where=where,
-        data=data if isinstance(data, Mapping) else {},
+        data={name: data[name] for name in CARRIED if name in data} if isinstance(data, Mapping) else {},
         preprocessed=preprocessor is not None,
     )
 
@@ -171,7 +172,7 @@ def inexpressible(config: Config, *, decoder: bool) -> list[str]:
     """What of a method's settings a VideoMAE of transformers does not have, one line each. ``decoder``: whether it goes along."""
     said = [f"patch {list(config.patch)}: rows and columns of a cube must be equal"] if config.patch[1] != config.patch[2] else []
     if config.position != "sinusoid":
-        said.append(f"position {config.position}: it has sinusoid alone")
+        said.append(f"position {config.position}: it has sinusoid alone, with which a run would have to be trained")
     if config.attention not in ("qv_bias", "no_bias"):
         said.append(f"attention {config.attention}: it has qv_bias (or no_bias)")
     if decoder and config.decoder.position not in (None, "sinusoid"):
