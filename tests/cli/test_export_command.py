@@ -114,6 +114,22 @@ def test_transformers_gives_the_logits_of_a_fine_tuned_run(tmp_path: Path) -> No
         assert torch.allclose(encoder(pixels(tmp_path / "encoder")).last_hidden_state, model.encoder(clip()).x, atol=2e-5)
 
 
+def test_the_eps_that_transformers_fixes_is_said_and_can_be_set_back(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    run, model = tuned(tmp_path / "run")
+    found = tubelet.export(run, tmp_path / "hf")
+    assert len(found.notes) == 1
+    assert "after from_pretrained set model.fc_norm.eps = 1e-06" in found.notes[0]
+    read = transformers.VideoMAEForVideoClassification.from_pretrained(tmp_path / "hf")
+    assert read.fc_norm.eps == 1e-5
+    with torch.no_grad():
+        off = (read(pixels(tmp_path / "hf")).logits - model(clip())).abs().max()
+        read.fc_norm.eps = 1e-6
+        back = (read(pixels(tmp_path / "hf")).logits - model(clip())).abs().max()
+    assert back <= 1e-5
+    assert back < off < 1e-3
+
+
 @pytest.mark.parametrize(
     ("to", "name"), [("hf", "out"), ("official", "out.pth"), ("official", "out.safetensors"), ("safetensors", "o.safetensors")]
 )

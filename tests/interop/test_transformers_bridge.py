@@ -351,6 +351,15 @@ def test_other_folders_say_what_they_are(tmp_path: Path) -> None:
             tubelet.load(path, device="cpu")
 
 
+def test_official_names_beside_another_config_load_as_before(tmp_path: Path) -> None:
+    state = to_official(ours("pretrain", Config.model_validate(OURS)).state_dict(), "pretrain")
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "VideoMAEv2_Base"}')
+    loaded = tubelet.load(tmp_path, device="cpu", settings=["method.heads=4", "frames=4", "size=[16,24]"])
+    assert loaded.report is not None
+    assert loaded.report.layout == "VideoMAE pre-training file"
+
+
 def test_a_bare_file_loads_where_the_heads_are_known(tmp_path: Path) -> None:
     _, model = folder(tmp_path / "there", "pretrain")
     bare = tmp_path / "bare.safetensors"

@@ -22,7 +22,7 @@ from tubelet.nn.video import VideoEncoder
 from tubelet.recipe import StageSettings
 from tubelet.train.checkpoint import Checkpoints, read_meta, read_tensors
 from tubelet.train.distributed import pick_device
-from tubelet.weights import FOLDER_FILES, is_foreign, read_sharded, read_weights, weights_of
+from tubelet.weights import FOLDER_FILES, is_foreign, prefix_of, read_sharded, read_weights, weights_of
 
 
 @dataclass(frozen=True)
@@ -171,10 +171,9 @@ def _load_outside(path: Path, kind: str, *, device: str, random: bool, settings:
     method = [text.removeprefix("method.") for text in settings if text.startswith("method.")]
     of_data = [text for text in settings if not text.startswith("method.")]
     where = pick_device(device, "device")
-    described = _described(path)  # before the weights: a model of another type is said to be one
     state = read_sharded(path) if path.suffix == ".json" else read_weights(path)
     theirs = transformers_videomae.is_named(state)
-    described = described if theirs else None
+    described = None if prefix_of(state, videomae.MARKER) is not None else _described(path)  # official names need no config.json
     base = DataSettings.model_validate({}) if described is None else _described_data(described)
     data = data_settings(base, of_data)
     how: dict[str, Any] = {"frames": data.frames, "size": data.hw, "settings": method, "strict": strict, "random": random}
