@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,8 @@ from tubelet.errors import CheckpointError
 
 ENDINGS = (".pth", ".pt", ".bin", ".ckpt")  # of pickled files; .safetensors is the other kind
 BESIDE = (".json", ".txt", ".model")  # settings, vocabularies and merges beside a model's weights
+# Of a transformers model's folder, the preferred first.
+FOLDER_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 KEYS = ("model", "module", "state_dict")
 PREFIXES = ("module.", "_orig_mod.", "encoder.", "backbone.")
 _WRITER = "If you trust it, save its tensors alone, with safetensors.torch.save_file or as a plain dict"
@@ -69,6 +72,34 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if path.suffix not in ENDINGS:
         raise CheckpointError(f"{path}: weights are read from .safetensors and {', '.join(ENDINGS)} files")
     return _state_dict(path, _read_pickled(path, head))
+
+
+def weights_of(folder: str | Path) -> Path | None:
+    """The file of weights of a transformers model's folder, or the index of its parts; None where it holds neither."""
+    return next((Path(folder) / name for name in FOLDER_FILES if (Path(folder) / name).is_file()), None)
+
+
+def read_sharded(index: str | Path) -> dict[str, Tensor]:
+    """The state dict of a model in parts, of its ``*.index.json`` (``weight_map``: tensor -> file beside it), each part read by
+    :func:`read_weights`. Raises CheckpointError for parts that are missing, elsewhere, or lack one of their tensors."""
+    index = Path(index)
+    try:
+        parts = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        named = {str(name): str(part) for name, part in parts.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{index} is no index of a model's parts: it has no weight_map") from None
+    strange = sorted({part for part in named.values() if Path(part).name != part})
+    if strange:
+        raise CheckpointError(f"{index} names the part {strange[0]}, which does not lie beside it; nothing of it was read")
+    found: dict[str, Tensor] = {}
+    for part in sorted(set(named.values())):
+        held = read_weights(index.parent / part)
+        wanted = [name for name, of in named.items() if of == part]
+        lost = [name for name in wanted if name not in held]
+        if lost:
+            raise CheckpointError(f"{index.parent / part} lacks {lost[0]}, which {index.name} says it holds")
+        found |= {name: held[name] for name in wanted}
+    return found
 
 
 def is_foreign(path: Path) -> bool:

@@ -203,7 +203,7 @@ def test_encoder_tensors_that_do_not_match_are_refused(tmp_path: Path) -> None:
         (lambda s: {"fc.weight": torch.zeros(2, 2)}, r"no VideoMAE checkpoint in an official layout: .* but fc\.weight"),
         (
             lambda s: {"videomae.embeddings.patch_embeddings.projection.weight": torch.zeros(16, 3, 2, 8, 8)},
-            "names of the transformers package",
+            "lacks the encoder's block 0$",
         ),
     ],
 )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tubelet.core import Batch, CounterDraw, Mask, Masker, Step, Stream, TokenGrid, Tokens
 from tubelet.errors import CheckpointError
+from tubelet.interop.transformers_videomae import like_transformers
 from tubelet.interop.videomae import from_official, official_name, our_name
 from tubelet.masking import tube
 from tubelet.methods.classifier import Classifier
@@ -22,8 +23,6 @@ from tubelet.methods.videomae import Config, VideoMAE
 from tubelet.objectives.classify import mix_targets, smooth_one_hot
 from tubelet.objectives.pixels import PixelTarget
 from tubelet.train.optim import cosine_lr
-
-HF_EPS = 1e-5  # transformers leaves decoder.norm and fc_norm at PyTorch's default
 
 
 class Given(Masker):
@@ -162,8 +161,7 @@ def transformers_pretraining(golden: Golden, weights: dict[str, Tensor]) -> Iter
     """The same model as transformers runs it, with its eps quirk (page section 7)."""
     references = golden.group("hf_output")
     model = build(golden, weights, target=PixelTarget(normalise="channel" if normalised(golden) else "none"))
-    assert isinstance(model.decoder.norm, nn.LayerNorm)
-    model.decoder.norm.eps = HF_EPS
+    like_transformers(model)
     batch, at = batch_of(unnormalised(golden, settings(golden, weights, decoder=True)))
     if "pred" in references:
         rows = model.reconstruct(batch, at).rows
@@ -208,8 +206,7 @@ def finetuning(golden: Golden, weights: dict[str, Tensor]) -> Iterator[Compariso
     loss.backward()
     yield from gradients(golden, "ft_grad", model, "classifier")
     if (reference := golden.group("hf_output").get("ft_logits")) is not None:
-        assert isinstance(model.readout.head.norm, nn.LayerNorm)
-        model.readout.head.norm.eps = HF_EPS
+        like_transformers(model)
         yield "hf_output/ft_logits", model(video), reference, "output"
 
 

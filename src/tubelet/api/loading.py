@@ -15,13 +15,14 @@ from tubelet.config import import_file, kinds, overlay, parse
 from tubelet.core import Batch, Frozen, Method, Stream, Tokens
 from tubelet.data.settings import DataSettings
 from tubelet.errors import CheckpointError, ConfigError
-from tubelet.interop import videomae
+from tubelet.interop import transformers_videomae, videomae
 from tubelet.interop.outside import EncoderOnly, Report
+from tubelet.interop.transformers_settings import Described, describe
 from tubelet.nn.video import VideoEncoder
 from tubelet.recipe import StageSettings
 from tubelet.train.checkpoint import Checkpoints, read_meta, read_tensors
 from tubelet.train.distributed import pick_device
-from tubelet.weights import is_foreign, read_weights
+from tubelet.weights import FOLDER_FILES, is_foreign, prefix_of, read_sharded, read_weights, weights_of
 
 
 @dataclass(frozen=True)
@@ -59,19 +60,20 @@ def load(
     settings: Sequence[str] = (),
     strict: bool = True,
 ) -> Loaded:
-    """The model of a run folder, of one of its .safetensors files, or of an official VideoMAE file (.pth, .pt, .safetensors ...). Of a
-    fine-tuned run it is the encoder alone.
+    """The model of a run folder, of one of its .safetensors files, of an official VideoMAE file (.pth, .pt, .safetensors ...), or of the
+    folder of a VideoMAE of transformers (which need not be installed). Of a fine-tuned run it is the encoder alone.
 
     ``weights``: auto (model.safetensors, or the newest checkpoint of an unfinished run) | ema. ``random``: the same architecture with
     random weights, as a control. ``imports``: your own files whose method the run used. ``settings``: data settings such as ``frames=8``.
-    An outside file says nothing about data: 16 frames, stride 4, 224 x 224 pixels and ImageNet's mean and standard deviation unless
-    ``settings`` say otherwise, also about its model (``method.heads=6``); nothing in it is executed. ``strict``: refuse an outside file
-    whose encoder lacks tensors or has unknown ones. Raises CheckpointError, ConfigError.
+    An official file says nothing about data: 16 frames, stride 4, 224 x 224 pixels and ImageNet's mean and standard deviation unless
+    ``settings`` say otherwise, also about its model (``method.heads=6``); a folder of transformers says all but the stride. Nothing in
+    them is executed. ``strict``: refuse outside weights whose encoder lacks tensors or has unknown ones. Raises CheckpointError,
+    ConfigError.
     """
     for file in imports:
         import_file(file)
     path = _weights_file(Path(run), weights)
-    if not _written_by_us(path):
+    if path.name.endswith(".json") or not _written_by_us(path):
         return _load_outside(path, weights, device=device, random=random, settings=settings, strict=strict)
     meta = read_meta(path)
     config = dict(meta.get("config", {}))
@@ -167,15 +169,35 @@ def _load_outside(path: Path, kind: str, *, device: str, random: bool, settings:
     if kind != "auto":
         raise ConfigError(f"weights={kind!r}: an outside file such as {path} has one set of weights")
     method = [text.removeprefix("method.") for text in settings if text.startswith("method.")]
-    data = data_settings(DataSettings.model_validate({}), [text for text in settings if not text.startswith("method.")])
+    of_data = [text for text in settings if not text.startswith("method.")]
     where = pick_device(device, "device")
-    model, config, report = videomae.load_encoder(
-        read_weights(path), path, frames=data.frames, size=data.hw, settings=method, strict=strict, random=random
-    )
+    state = read_sharded(path) if path.suffix == ".json" else read_weights(path)
+    theirs = transformers_videomae.is_named(state)
+    described = None if prefix_of(state, videomae.MARKER) is not None else _described(path)  # official names need no config.json
+    base = DataSettings.model_validate({}) if described is None else _described_data(described)
+    data = data_settings(base, of_data)
+    how: dict[str, Any] = {"frames": data.frames, "size": data.hw, "settings": method, "strict": strict, "random": random}
+    if theirs:
+        model, config, report = transformers_videomae.load_encoder(state, path, described=described, **how)
+    else:
+        model, config, report = videomae.load_encoder(state, path, **how)
+    if described is not None and not described.preprocessed:
+        say(f"{path.parent} has no preprocessor_config.json: pixels are normalised by ImageNet's mean and standard deviation")
     if not random:
         say(f"{path}: {report}")
     resolved = {"method": config.model_dump(mode="json"), "masking": None, "data": data.model_dump(mode="json")}
     return Loaded(model.to(where).eval(), data, resolved, path, report)
+
+
+def _described(path: Path) -> Described | None:
+    """What the config.json beside a file of a transformers folder says; None where the file is no such file or has none."""
+    return describe(path.parent) if path.name in FOLDER_FILES and (path.parent / "config.json").is_file() else None
+
+
+def _described_data(described: Described) -> DataSettings:
+    size = described.size[0] if described.size[0] == described.size[1] else list(described.size)
+    plain = {**described.data, "frames": described.frames, "size": size}
+    return parse(DataSettings, plain, where=f"{described.where}, data")
 
 
 def _weights_file(run: Path, weights: str) -> Path:
@@ -185,6 +207,11 @@ def _weights_file(run: Path, weights: str) -> Path:
         return run
     if not run.is_dir():
         raise CheckpointError(f"{run}: no such run folder or file of weights")
+    if (run / "config.json").is_file():  # which no run has
+        found = weights_of(run)
+        if found is None:
+            raise CheckpointError(f"{run} is a folder of transformers without weights: it has none of {', '.join(FOLDER_FILES)}")
+        return found
     name = "model_ema.safetensors" if weights == "ema" else "model.safetensors"
     if (run / name).exists():
         return run / name

@@ -80,19 +80,21 @@ def to_official(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor
 
 MARKER = "patch_embed.proj.weight"
 LAYOUTS: dict[Layout, str] = {"pretrain": "VideoMAE pre-training file", "classifier": "VideoMAE fine-tuned file"}
-TRANSFORMERS = "embeddings.patch_embeddings.projection.weight"
 
 
 def layout_of(state: Mapping[str, Tensor], where: str | Path) -> tuple[dict[str, Tensor], Layout]:
     """The state dict without wrapper prefixes, and which of the two layouts it has. Raises CheckpointError for another one."""
     prefix = prefix_of(state, MARKER)
     if prefix is None:
-        if any(name.endswith(TRANSFORMERS) for name in state):
-            raise CheckpointError(f"{where} has the names of the transformers package; Tubelet reads the official VideoMAE files")
         known = some(sorted(state))
         raise CheckpointError(f"{where} is no VideoMAE checkpoint in an official layout: it has no {MARKER}, but {known}")
     layout: Layout = "pretrain" if prefix.endswith("encoder.") else "classifier"
     return without_prefix(state, prefix.removesuffix("encoder."), where), layout
+
+
+def mlp_ratio(hidden: int, dim: int) -> float:
+    """The ratio r with int(dim * r) == hidden, as blocks count their MLP's width."""
+    return hidden / dim if int(dim * (hidden / dim)) == hidden else (hidden + 0.5) / dim
 
 
 def infer(state: Mapping[str, Tensor], layout: Layout, where: str | Path) -> dict[str, Any]:
@@ -119,7 +121,7 @@ def infer(state: Mapping[str, Tensor], layout: Layout, where: str | Path) -> dic
         attention = "qv_bias" if scale is None else "cosine"
     found: dict[str, Any] = {"dim": dim, "depth": len(blocks), "patch": list(kernel.shape[2:]), "attention": attention}
     if hidden is not None:
-        found["mlp_ratio"] = len(hidden) / dim if int(dim * (len(hidden) / dim)) == len(hidden) else (len(hidden) + 0.5) / dim
+        found["mlp_ratio"] = mlp_ratio(len(hidden), dim)
     if block("gamma_1") is not None:
         found["init_values"] = 0.1  # where a control with random weights starts; the file's own values are loaded
     if first + "pos_embed" in state:

@@ -84,7 +84,7 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Config:
-        for name, dim, heads in (("", self.width, self.head_count), ("decoder.", *self._decoder_shape[::2])):
+        for name, dim, heads in (("", self.width, self.head_count), ("decoder.", *self.decoder_shape[::2])):
             if dim % heads:
                 raise ValueError(f"{name}dim {dim} cannot be split into {name}heads {heads}; choose heads that divide it")
         return self
@@ -100,7 +100,8 @@ class Config(Settings):
         return self.heads or SIZES[self.size].heads
 
     @property
-    def _decoder_shape(self) -> tuple[int, int, int]:
+    def decoder_shape(self) -> tuple[int, int, int]:
+        """Width, blocks and heads of the decoder."""
         named = SIZES[self.size]
         own = self.decoder
         return own.dim or named.decoder_dim, own.depth or named.decoder_depth, own.heads or named.decoder_heads
@@ -140,7 +141,7 @@ class Config(Settings):
 
     def build_decoder(self, *, frames: int, size: tuple[int, int]) -> Decoder:
         """The decoder without its output layer, freshly started."""
-        dim, depth, heads = self._decoder_shape
+        dim, depth, heads = self.decoder_shape
         blocks = stack(
             dim=dim,
             depth=depth,

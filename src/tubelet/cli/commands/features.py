@@ -42,7 +42,11 @@ if TYPE_CHECKING:
 
 PROBES = ("linear", "attentive")
 Model = Annotated[
-    str, typer.Argument(help="Run folder of tubelet pretrain, one of its .safetensors files, or an official VideoMAE .pth", metavar="RUN")
+    str,
+    typer.Argument(
+        help="Run folder of tubelet pretrain, one of its .safetensors files, an official VideoMAE .pth, or a folder of transformers",
+        metavar="RUN",
+    ),
 ]
 Details = Annotated[bool, flag("Also print recall by class, the most confused classes and the hardest clips.", "--details", panel=OUTPUT)]
 Picture = Annotated[Path | None, option("Also draw the confusion matrix into this file (.png).", "--picture", panel=OUTPUT, metavar="FILE")]

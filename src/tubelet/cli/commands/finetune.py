@@ -62,7 +62,12 @@ Weights = Annotated[
 )
 def finetune(
     context: typer.Context,
-    run: Annotated[str, typer.Argument(help="Run folder to start from, one of its files, or an official VideoMAE .pth", metavar="RUN")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="Run folder to start from, one of its files, an official VideoMAE .pth, or a folder of transformers", metavar="RUN"
+        ),
+    ],
     sources: Sources,
     out: Annotated[
         str, option("Folder of the run: settings, checkpoints, metrics, model, results.", "--out", panel=OUTPUT, metavar="FOLDER")
