@@ -47,6 +47,8 @@ def page() -> str:
             continue
         seeds = json.loads(path.read_text(encoding="utf-8"))["seeds"]
         verdict = "holds" if claim.holds([s["figures"] for s in seeds.values()]) else "**does not hold**"
+        if len(seeds) < len(claim.seeds):
+            verdict += f" so far: {len(seeds)} of {len(claim.seeds)} seeds"
         lines.append(f"| {title} | {claim.expected} | {cell(claim, seeds)} | {verdict} |")
         one = next(iter(seeds.values()))
         minutes = statistics.mean(s["minutes"] for s in seeds.values())
