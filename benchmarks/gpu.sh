@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What to run on a machine with a GPU, most valuable first: tests, goldens on the device, speed of a step, how data reaches it, then the
-# experiment that has waited longest (maskings on JHMDB) and the JHMDB run of docs/results.md.
+# study of docs/results.md at a GPU's size, and the experiment that has waited longest (maskings on JHMDB). Both go on at the next call.
 #   OUT=folder for the outputs, TUBELET_SHARED=folder with goldens/ and data/
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -23,9 +23,8 @@ if [ -d "$shared/data/long" ]; then
 fi
 jhmdb=$shared/data/actions/jhmdb/split.csv
 if [ -f "$jhmdb" ]; then
-  timeout 540 python3 experiments/run.py jhmdb_maskings | tee "$OUT/jhmdb_maskings.txt"  # goes on at the next call
-  python3 -m tubelet pretrain "$jhmdb" --recipe small-data --out "$OUT/jhmdb" --set data.split=train --set data.cache=device \
-    --set data.workers=0 --set data.size=112 --set "method.patch=[2,16,16]" --set epochs=2000
-  python3 -m tubelet knn "$OUT/jhmdb" "$jhmdb" --json "$OUT/knn.json"
-  python3 -m tubelet probe "$OUT/jhmdb" "$jhmdb" --pool slots --json "$OUT/probe.json"
+  export TUBELET_STUDY=${TUBELET_STUDY:-$OUT/study}
+  timeout 540 python3 experiments/run.py real_video_gpu | tee "$OUT/real_video.txt"
+  timeout 540 python3 experiments/run.py jhmdb_maskings | tee "$OUT/jhmdb_maskings.txt"
+  cp -r experiments/results "$OUT/results"
 fi

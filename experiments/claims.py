@@ -45,12 +45,14 @@ def mean(figures: Sequence[Figures], name: str) -> float:
 def load(name: str) -> ModuleType:
     """The module of an experiment. Raises SystemExit for a name that there is not."""
     path = HERE / f"{name}.py"
-    if name not in names():
-        sys.exit(f"no experiment {name!r}; there are {', '.join(names())}")
+    known = [*names(), *studies()]
+    if name not in known:
+        sys.exit(f"no experiment {name!r}; there are {', '.join(known)}")
     spec = importlib.util.spec_from_file_location(f"experiment_{name}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
@@ -58,3 +60,8 @@ def load(name: str) -> ModuleType:
 def names() -> list[str]:
     """All experiments with a claim."""
     return sorted(p.stem for p in HERE.glob("*.py") if "\nCLAIM = " in p.read_text(encoding="utf-8"))
+
+
+def studies() -> list[str]:
+    """All experiments that are a queue of entries."""
+    return sorted(p.stem for p in HERE.glob("*.py") if "\nSTUDY = " in p.read_text(encoding="utf-8"))

@@ -40,6 +40,9 @@ class FinetuneRecipe(Settings):
     data: DataSettings = Field(default_factory=lambda: DataSettings.model_validate({}))
     views: Views = Views()
     val_share: float = Field(0.0, ge=0, lt=1)
+    val_groups: str | None = Field(
+        None, description="column of the manifest (source_video, subject) whose items `val_share` keeps together"
+    )
     train: TrainSettings
     watch: LookSettings = LookSettings()
 

@@ -20,6 +20,7 @@ import torch
 import tubelet
 from tubelet import finetune_recipe, recipe
 from tubelet.api import finetuning
+from tubelet.api._labelled import open_labelled
 from tubelet.api.classifiers import build_classifier, build_encoder, load_classifier, start_of
 from tubelet.api.finetuning import Finetuned, evaluate, finetune
 from tubelet.config import to_yaml
@@ -509,3 +510,24 @@ def test_two_processes_make_the_run_of_one(place: Path, straight: Finetuned, tmp
     assert straight.score is not None
     assert {p["key"] for p in written["predictions"]} == set(straight.score.predictions)
     assert [p["key"] for p in written["predictions"]] == list(straight.score.predictions)
+
+
+def test_what_is_held_out_is_of_films_of_its_own(place: Path, tmp_path: Path) -> None:
+    with open(place / "clips" / "manifest.csv", newline="") as source:
+        rows = [row for row in csv.DictReader(source) if row["split"] == "train"]
+    films = place / "clips" / "films.csv"  # beside the clips that it names
+    with open(films, "w", newline="") as target:
+        writer = csv.DictWriter(target, [*rows[0], "film"])
+        writer.writeheader()
+        writer.writerows({**row, "film": f"{i // 2}"} for i, row in enumerate(rows))
+    tables = open_labelled(
+        films, DataSettings.model_validate({}), train="train", test=None, test_sources=None, val_share=0.3, val_groups="film", seed=0
+    )
+    assert tables.val is not None
+    sides = [set(table.extra["film"]) for table in (tables.train, tables.val)]
+    assert not sides[0] & sides[1]
+    assert 0.1 < len(tables.val) / len(rows) < 0.5
+    with pytest.raises(DataError, match="no column 'movie'"):
+        open_labelled(
+            films, DataSettings.model_validate({}), train="train", test=None, test_sources=None, val_share=0.3, val_groups="movie", seed=0
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -243,6 +244,30 @@ def test_embed_knn_and_probe_take_an_official_file(tmp_path: Path, clips: Path, 
         assert "VideoMAE fine-tuned file" in said.err
     assert run(["knn", path, str(clips), "--device", "cpu"]) == 2
     assert "give method.heads=N" in capsys.readouterr().err
+
+
+def test_settings_of_a_probe_are_chosen_on_films_of_their_own(
+    tmp_path: Path, clips: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One class is one film: by groups nothing can be held out, and the penalty stays the default."""
+    monkeypatch.setattr("tubelet.tasks.attentive.STEPS", 5)
+    films = clips.with_name("films.csv")
+    with open(clips, newline="") as source, open(films, "w", newline="") as target:
+        rows = list(csv.DictReader(source))
+        writer = csv.DictWriter(target, [*rows[0], "film"])
+        writer.writeheader()
+        writer.writerows({**row, "film": row["label"]} for row in rows)
+    path = str(saved(tmp_path / "official.pth", official("classifier")))
+    sets = [f"--set={text}" for text in (*SMALL, "stride=1", "workers=0")]
+    args = ["probe", path, str(films), "--device", "cpu", "--json", str(tmp_path / "p.json"), *sets]
+    for more, key in (([], "C_tried"), (["--kind", "attentive"], "tried")):
+        assert run([*args, *more]) == 0
+        assert json.loads((tmp_path / "p.json").read_text())["details"][key]
+        assert run([*args, *more, "--groups", "film"]) == 0
+        assert not json.loads((tmp_path / "p.json").read_text())["details"][key]
+    capsys.readouterr()
+    assert run([*args, "--groups", "flim"]) == 1
+    assert "did you mean 'film'" in capsys.readouterr().err
 
 
 def test_the_attentive_probe_and_what_lies_behind_its_score(

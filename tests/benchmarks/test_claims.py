@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "experiments"))
 
@@ -28,13 +30,14 @@ def test_every_experiment_has_a_whole_claim() -> None:
             assert claim.holds(figures) in (True, False)
 
 
-def test_the_page_is_up_to_date() -> None:
-    done = subprocess.run([sys.executable, "experiments/table.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+@pytest.mark.parametrize("script", ["table", "results_page"])
+def test_the_pages_are_up_to_date(script: str) -> None:
+    done = subprocess.run([sys.executable, f"experiments/{script}.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_seeds_are_measured_once(tmp_path: Path) -> None:
-    for name in ("claims", "run"):
+    for name in ("claims", "run", "study"):
         (tmp_path / f"{name}.py").write_text((ROOT / "experiments" / f"{name}.py").read_text())
     (tmp_path / "toy.py").write_text(
         "from claims import Claim\n\n\ndef measure(seed):\n    print('measured', seed)\n    return {'x': seed}\n\n\n"

@@ -66,7 +66,7 @@ def test_five_seeds():
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_longer_run_gains_too():
-    """Twice the steps: above random weights by far. (Not always above the shorter run: see docs/results.md.)"""
+    """Twice the steps: above random weights by far. (Not always above the shorter run: see docs/measured.md.)"""
     assert gain(0, 2 * STEPS)[0] >= 0.1
 
 

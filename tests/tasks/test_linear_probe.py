@@ -99,3 +99,33 @@ def test_the_same_twice_and_the_test_set_does_not_change_the_fit():
     assert one.predictions == two.predictions
     half = embeddings(b.vectors[:15], b.labels[:15], b.classes, prefix="t")
     assert all(one.predictions[k] == v for k, v in score_probe(a, half).predictions.items())
+
+
+def test_groups_stay_on_one_side_and_every_class_keeps_some() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 5, 300)
+    groups = [f"film{g}" for g in rng.integers(0, 60, 300)]
+    out = held_out(labels, 0, groups_N=groups)
+    assert not {g for g, held in zip(groups, out, strict=True) if held} & {g for g, held in zip(groups, out, strict=True) if not held}
+    assert 0.2 < out.mean() < 0.3
+    for label in range(5):
+        assert 0.1 < out[labels == label].mean() < 0.4
+    assert (out == held_out(labels, 0, groups_N=groups)).all()
+    assert (out != held_out(labels, 1, groups_N=groups)).any()
+    assert not held_out(np.array([0, 0, 1, 1]), 0, groups_N=["a", "a", "b", "b"]).any()  # no class would keep an item
+
+
+def test_a_penalty_chosen_by_groups_does_not_reward_knowing_the_film() -> None:
+    """A class is weak, a film strong and many columns wide: an inner split across films asks for more shrinkage than one across clips."""
+    rng = np.random.default_rng(1)
+    films, each, width = 40, 8, 60
+    label_of = np.arange(films) % 4
+    film = np.repeat(np.arange(films), each)
+    x = 4.0 * rng.normal(size=(films, width))[film] + 0.3 * rng.normal(size=(films * each, width))
+    x[:, :4] += 6.0 * np.eye(4)[label_of[film]]
+    y = label_of[film]
+    alone, tried_alone = choose_strength(x, y, 4, 0)
+    together, tried_together = choose_strength(x, y, 4, 0, [f"film{f}" for f in film])
+    assert max(tried_alone.values()) > 0.99  # films are known again
+    assert max(tried_together.values()) < 0.95  # new films are harder
+    assert together <= alone

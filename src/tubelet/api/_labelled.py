@@ -15,7 +15,7 @@ from tubelet.data.settings import DataSettings
 from tubelet.data.source import open_table
 from tubelet.data.table import Table
 from tubelet.errors import DataError
-from tubelet.tasks.probe import held_out
+from tubelet.tasks.probe import grouped, held_out
 
 EVERYTHING = "all"
 
@@ -42,10 +42,12 @@ def open_labelled(
     test_sources: Sources | None,
     val_share: float,
     seed: int,
+    val_groups: str | None = None,
     exclude: Sequence[str] = (),
 ) -> LabelledTables:
     """The tables of a fine-tuning run. ``train``: a split, None = everything. ``test``: a split of ``sources``, or None; with
-    ``test_sources`` all of those. ``val_share``: of every class of the training split, by ``seed``.
+    ``test_sources`` all of those. ``val_share``: of every class of the training split, by ``seed``; items of one value of the
+    column ``val_groups`` stay together.
 
     Raises DataError for splits that are not there, missing labels, fewer than two classes, test classes that training lacks, and items that
     are in both.
@@ -65,9 +67,11 @@ def open_labelled(
         raise DataError(f"{len(both)} test items are also training items ({names}{', ...' if len(both) > 3 else ''}); give disjoint splits")
     val = None
     if val_share:
-        out = held_out(first.labels, seed, val_share)
+        groups = None if val_groups is None else grouped(first.groups(val_groups), first.keys)
+        out = held_out(first.labels, seed, val_share, groups)
         if not out.any():
-            raise DataError(f"val_share {val_share:g} holds nothing out: no class has two training items")
+            lacks = "two training items" if val_groups is None else f"training items of two {val_groups}"
+            raise DataError(f"val_share {val_share:g} holds nothing out: no class has {lacks}")
         first, val = first.select(np.flatnonzero(~out)), first.select(np.flatnonzero(out))
     return LabelledTables(first, val, second)
 

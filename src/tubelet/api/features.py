@@ -181,6 +181,7 @@ def probe(
     random: bool = False,
     imports: Sequence[str | Path] = (),
     seed: int = 0,
+    groups: str | None = None,
     memory: float = 4.0,
     settings: Sequence[str] = (),
     json_out: str | Path | None = None,
@@ -191,7 +192,8 @@ def probe(
 
     ``kind``: linear, on pooled vectors; attentive, where one learned query reads all tokens. Those are computed once and kept: up to
     ``memory`` GiB in main memory, more in a temporary file. Other parameters as for :func:`knn`; ``seed``: of the inner split and of an
-    attentive probe's start and order. Raises ConfigError, DataError, CheckpointError.
+    attentive probe's start and order. ``groups``: a column of the manifest (source_video, subject) whose items stay on one side of the
+    inner split, so that settings are chosen on films or persons that were not fitted on. Raises ConfigError, DataError, CheckpointError.
     """
     problems = _picture_problems(picture)
     if kind not in PROBES:
@@ -204,14 +206,15 @@ def probe(
         raise ConfigError(problems)
     loaded, rest = encoder_of(run, settings, device=device, random=random, imports=imports)
     halves = _halves(loaded, sources, rest, train=train, test=test, test_sources=test_sources, batch=batch)
+    together = None if groups is None else halves[0].table.groups(groups)
     if kind == "linear":
-        return _delivered(score_probe(*_vectors(loaded, halves, pool, progress), seed=seed), json_out, picture)
+        return _delivered(score_probe(*_vectors(loaded, halves, pool, progress), seed=seed, groups=together), json_out, picture)
     kept = []
     for half in halves:
         room = int(memory * GIB) - sum(k.in_memory for k in kept)
         step = half.progress(progress)
         kept.append(keep_tokens(loaded.model, half.feed, half.table, limit=room, device=loaded.device, progress=step))
-    return _delivered(score_attentive(*kept, seed=seed, device=loaded.device, progress=progress), json_out, picture)
+    return _delivered(score_attentive(*kept, seed=seed, device=loaded.device, progress=progress, groups=together), json_out, picture)
 
 
 def _picture_problems(path: str | Path | None) -> list[str]:

@@ -102,7 +102,7 @@ def finetune(
     with process_group(device) as ranks:
         tables = open_labelled(
             sources, data, train=data.split, test=test, test_sources=test_sources, val_share=resolved.val_share, seed=resolved.train.seed,
-            exclude=exclude,
+            val_groups=resolved.val_groups, exclude=exclude,
         )  # fmt: skip
         job = _Job(resolved, start, tables, out, device, ranks, speak=ranks.first and not quiet)
         about = {"command": command_line(), "folder": str(Path.cwd()), "sources": listed(sources), "exclude": list(exclude)}

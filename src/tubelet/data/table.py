@@ -10,6 +10,9 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
+from tubelet.config import did_you_mean
+from tubelet.errors import DataError
+
 Kind = Literal["video", "image", "frames", "prepared"]
 KINDS: tuple[Kind, ...] = ("video", "image", "frames", "prepared")
 
@@ -113,6 +116,16 @@ class Table:
     def folder(self, row: int) -> str:
         """What relative paths in an item's other columns start with: the manifest's folder with a slash, or nothing."""
         return self._folders[self._folder[row]]
+
+    def groups(self, column: str) -> dict[str, str]:
+        """Key -> what a manifest's other column says: a film, a person. Raises DataError where the column is missing or empty."""
+        found = self.extra.get(column, ())
+        if not any(found):
+            near = did_you_mean(column, list(self.extra))
+            raise DataError(
+                f"groups: the items have no column {column!r}{near}, or nothing in it; they have {', '.join(self.extra) or 'none'}"
+            )
+        return dict(zip(self.keys, found, strict=True))
 
     def rows(self) -> list[Row]:
         """All rows, from which :class:`Table` makes an equal table."""

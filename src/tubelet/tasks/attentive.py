@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from tubelet.objectives.classify import smooth_one_hot, soft_cross_entropy
 from tubelet.objectives.losses import reduce
 from tubelet.tasks._pair import about_training, check_pair
 from tubelet.tasks.metrics import Score, classification
-from tubelet.tasks.probe import held_out, judge
+from tubelet.tasks.probe import grouped, held_out, judge
 from tubelet.tasks.tokens import KeptTokens, Reader
 from tubelet.train.optim import cosine_lr
 
@@ -156,13 +156,14 @@ def choose(
     seed: int,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
+    groups: Mapping[str, str] | None = None,
 ) -> tuple[Setting, dict[str, float]]:
     """The setting with the best accuracy on a seeded held-out part of the training set, and what each reached.
 
     Equal accuracies are told apart by the probability given to the true class. Where no class has two items, or the rest is of one class,
     there is nothing to choose by: the default.
     """
-    out = held_out(labels_N, seed)
+    out = held_out(labels_N, seed, groups_N=grouped(groups, kept.items.keys))
     if not out.any() or len(np.unique(labels_N[~out])) < 2:
         return Setting(), {}
     readouts = fit(kept, labels_N, ~out, classes, SETTINGS, seed=seed, device=device, progress=progress)
@@ -178,17 +179,19 @@ def score_attentive(
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
+    groups: Mapping[str, str] | None = None,
 ) -> Score:
     """Choose learning rate and weight decay inside the training set, fit on all of it, read the test set once.
 
-    ``progress(done, total)`` counts steps of the two fits. Raises DataError for sets that do not fit together.
+    ``progress(done, total)`` counts steps of the two fits. ``groups``: as for the linear probe. Raises DataError for sets that do not fit
+    together.
     """
     pair = check_pair(train.items, test.items)
     if train.x.shape[2:] != test.x.shape[2:]:
         sizes = [" x ".join(map(str, kept.x.shape[2:])) for kept in (train, test)]
         raise DataError(f"training clips have {sizes[0]} tokens and channels, test clips {sizes[1]}: use the same settings")
     classes, everything = len(pair.classes), np.ones(len(train), bool)
-    setting, tried = choose(train, pair.train_labels, classes, seed=seed, device=device, progress=progress)
+    setting, tried = choose(train, pair.train_labels, classes, seed=seed, device=device, progress=progress, groups=groups)
     (readout,) = fit(train, pair.train_labels, everything, classes, [setting], seed=seed, device=device, progress=progress)
     kept_in = "file" if train.spilled or test.spilled else "memory"
     details = {"pool": "all tokens", "lr": setting.lr, "weight_decay": setting.decay, "tried": tried, "seed": seed, "kept_in": kept_in}

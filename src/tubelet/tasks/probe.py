@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,14 @@ STRENGTHS = tuple(float(10.0**e) for e in range(-4, 3))  # sklearn's C, the inve
 HELD_OUT = 0.25
 
 
-def held_out(labels_N: np.ndarray, seed: int, share: float = HELD_OUT) -> np.ndarray:
-    """(N,) bool: a stratified part of the training set, for choosing settings. A class of one item stays whole on the fitting side."""
+def held_out(labels_N: np.ndarray, seed: int, share: float = HELD_OUT, groups_N: Sequence[str] | None = None) -> np.ndarray:
+    """(N,) bool: a stratified part of the training set, for choosing settings. A class of one item stays whole on the fitting side.
+
+    ``groups_N``: items of one name (clips of one film, of one person) stay on one side, as near to that share of every class as whole
+    groups allow; what is chosen then holds for films that were not seen.
+    """
+    if groups_N is not None:
+        return _held_groups(labels_N, seed, share, groups_N)
     order = hash_uniform(name_key(seed, "probe/held_out"), torch.arange(len(labels_N)), 1)[:, 0].numpy()
     out = np.zeros(len(labels_N), bool)
     for label in np.unique(labels_N):
@@ -26,6 +33,27 @@ def held_out(labels_N: np.ndarray, seed: int, share: float = HELD_OUT) -> np.nda
         count = min(len(rows) - 1, max(1, round(share * len(rows))))
         out[rows[np.argsort(order[rows], kind="stable")[:count]]] = True
     return out
+
+
+def _held_groups(labels_N: np.ndarray, seed: int, share: float, groups_N: Sequence[str]) -> np.ndarray:
+    """Groups in a seeded order; each is held out where that brings the classes nearer to ``share`` and leaves some of each to fit on."""
+    names, group_N = np.unique(np.asarray(groups_N, dtype=str), return_inverse=True)
+    whole = np.bincount(labels_N)
+    wanted = np.where(whole > 1, np.maximum(1, np.round(share * whole)), 0)
+    taken = np.zeros_like(whole)
+    out = np.zeros(len(labels_N), bool)
+    order = hash_uniform(name_key(seed, "probe/held_out/groups"), torch.arange(len(names)), 1)[:, 0].numpy()
+    for group in np.argsort(order, kind="stable"):
+        rows = group_N == group
+        more = taken + np.bincount(labels_N[rows], minlength=len(whole))
+        if np.abs(wanted - more).sum() < np.abs(wanted - taken).sum() and (more < whole)[more > 0].all():
+            taken, out = more, out | rows
+    return out
+
+
+def grouped(groups: Mapping[str, str] | None, keys: Sequence[str]) -> list[str] | None:
+    """The group of every item; an item without one is a group of its own."""
+    return None if groups is None else [groups.get(key) or f"\0{key}" for key in keys]
 
 
 class LinearProbe:
@@ -61,13 +89,15 @@ def judge(scores_NC: np.ndarray, labels_N: np.ndarray) -> tuple[float, float]:
     return float(top_k(scores_NC, labels_N).mean()), float(np.log(np.maximum(given, 1e-12)).mean())
 
 
-def choose_strength(x_ND: np.ndarray, y_N: np.ndarray, classes: int, seed: int) -> tuple[float, dict[str, float]]:
+def choose_strength(
+    x_ND: np.ndarray, y_N: np.ndarray, classes: int, seed: int, groups_N: Sequence[str] | None = None
+) -> tuple[float, dict[str, float]]:
     """The strength with the best accuracy on a seeded held-out part of the training set, and what each reached.
 
     Equal accuracies are told apart by the probability given to the true class. Where no class has two items, or the rest is of one
     class, there is nothing to choose by: strength 1.
     """
-    out = held_out(y_N, seed)
+    out = held_out(y_N, seed, groups_N=groups_N)
     if not out.any() or len(np.unique(y_N[~out])) < 2:
         return 1.0, {}
     judged = {}
@@ -77,14 +107,15 @@ def choose_strength(x_ND: np.ndarray, y_N: np.ndarray, classes: int, seed: int) 
     return max(judged, key=judged.__getitem__), {f"{strength:g}": accuracy for strength, (accuracy, _) in judged.items()}
 
 
-def score_probe(train: Embeddings, test: Embeddings, *, seed: int = 0) -> Score:
+def score_probe(train: Embeddings, test: Embeddings, *, seed: int = 0, groups: Mapping[str, str] | None = None) -> Score:
     """Fit on the training embeddings with a penalty chosen inside them, refit on all of them, read the test set once.
 
-    Raises DataError for sets that do not fit together.
+    ``groups``: training key -> the film or person that it is of; the penalty is chosen on such as were not fitted on. Raises DataError for
+    sets that do not fit together.
     """
     pair = check_pair(train, test)
     classes = len(pair.classes)
-    strength, tried = choose_strength(train.vectors, pair.train_labels, classes, seed)
+    strength, tried = choose_strength(train.vectors, pair.train_labels, classes, seed, grouped(groups, train.keys))
     fitted = LinearProbe(train.vectors, pair.train_labels, strength=strength, classes=classes)
     details = {"pool": test.pool, "C": strength, "C_tried": tried, "converged": fitted.converged, "seed": seed}
     return classification(

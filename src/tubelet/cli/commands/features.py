@@ -216,6 +216,15 @@ def probe(
     imports: Import = [],  # noqa: B006
     random: Random = False,
     seed: Seed = 0,
+    groups: Annotated[
+        str | None,
+        option(
+            "Column of the manifest (source_video, subject) whose items stay together where settings are chosen.",
+            "--groups",
+            panel=FEATURES,
+            metavar="COLUMN",
+        ),
+    ] = None,
     memory: Annotated[
         float,
         option("GiB of tokens that an attentive probe keeps in memory; more go into a file.", "--memory", panel=RUN, min=0, metavar="GIB"),
@@ -232,5 +241,5 @@ def probe(
     _evaluate(
         "probe", run, sources, json_out, picture, details, test_sources, doing="probing" if kind == "attentive" else "embedding",
         kind=kind, memory=memory, pool=pool, train=train, test=test, batch=batch, device=device, random=random, imports=imports, seed=seed,
-        settings=settings,
+        groups=groups, settings=settings,
     )  # fmt: skip
