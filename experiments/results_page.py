@@ -20,6 +20,7 @@ PAGE = HERE.parent / "docs" / "results.md"
 IMAGES = PAGE.parent / "images" / "results"
 STARTS = {"random": "random weights", "jhmdb": "VideoMAE on its training clips", "all": "VideoMAE on 1,330 videos"}
 DRAWS = 10_000
+FEW = 10
 HEAD = (HERE / "results_head.md").read_text(encoding="utf-8")
 
 
@@ -30,7 +31,12 @@ def shares(found: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def interval(value_N: np.ndarray, group_N: np.ndarray) -> tuple[float, float, float]:
-    """Mean and its 95 % interval: bootstrap over groups (source videos, subjects), for clips of one film are right or wrong together."""
+    """Mean and its 95 % interval: bootstrap over groups (source videos), for clips of one film are right or wrong together.
+
+    Over items where there are fewer than FEW groups: too few to say how much groups differ.
+    """
+    if len(np.unique(group_N)) < FEW:
+        group_N = np.arange(len(value_N))
     sums = np.bincount(group_N, weights=value_N)
     sizes = np.bincount(group_N)
     sums, sizes = sums[sizes > 0], sizes[sizes > 0]
