@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from real_sets import DATA, GRID, JHMDB, SETS, Labelled, unlabelled
-from study import WORK, Entry, Found, Study
+from study import WORK, Entry, Found, Stopped, Study
 
 import tubelet
 from tubelet.tasks import Score
@@ -75,7 +75,9 @@ class Work:
         watch = ["watch.pictures=0", "watch.probe=0"]
         settings = ["data.split=train", *self._clips(JHMDB), *s.settings, *train, *keep, *watch, *more]
         run = self.folder / out
-        tubelet.pretrain(source(), out=run, recipe=s.recipe, settings=settings, resume=run.exists(), quiet=True)
+        ended = tubelet.pretrain(source(), out=run, recipe=s.recipe, settings=settings, resume=run.exists(), quiet=True)
+        if ended.stopped_by:
+            raise Stopped(ended.stopped_by)
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         rows = [row for row in rows if "clips_per_s" in row]
         timed = [row for row in rows if row["clips_per_s"]]  # no speed is known of the first step
@@ -135,6 +137,8 @@ class Work:
             self.folder / run, manifest, out=place, recipe="finetune-tiny-cpu", settings=settings, random=random, resume=place.exists(),
             quiet=True,
         )  # fmt: skip
+        if done.result.stopped_by:
+            raise Stopped(done.result.stopped_by)
         if done.score is None:  # an earlier call has tested it and was stopped before it wrote that down
             return tubelet.evaluate(place, manifest)
         return done.score

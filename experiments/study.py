@@ -26,6 +26,10 @@ WORK = Path(os.environ.get("TUBELET_STUDY", HERE.parent / "runs" / "study"))  # 
 Found = Mapping[str, Any]
 
 
+class Stopped(Exception):
+    """A signal asked an entry to stop; it is not done, and goes on at the next call."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """``minutes``: declared cost on one core, or on the GPU. ``needs``: entries that must be done before. ``measure``: what the needed
@@ -63,8 +67,12 @@ class Study:
             return
         chosen = [e for e in self.entries if any(fnmatch(e.name, pattern) for pattern in only)]
         redo = {e.name for e in chosen} if again else set()
-        while (entry := self._next(chosen, redo)) is not None:
-            redo.discard(entry.name)
+        try:
+            while (entry := self._next(chosen, redo)) is not None:
+                redo.discard(entry.name)
+        except Stopped as stopped:
+            print(f"stopped by {stopped}; what was in hand goes on at the next call", flush=True)
+            return
         for e in chosen:
             if self.result(e.name) is None:
                 waits = [n for n in e.needs if self.result(n) is None]

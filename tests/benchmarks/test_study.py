@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
 
 import study as study_module
 from results_page import interval, page
-from study import Entry, Study
+from study import Entry, Stopped, Study
 
 
 @pytest.fixture
@@ -69,6 +69,18 @@ def test_an_entry_in_other_hands_is_passed_over(queue: tuple[Study, list[str]], 
         toy.run()
         assert not done
         assert "another process has in hand" in capsys.readouterr().out
+    toy.run()
+    assert done == ["a/0", "b/0", "late"]
+
+
+def test_a_stopped_entry_is_not_done(queue: tuple[Study, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    def stopped(needed: Mapping[str, Any]) -> dict[str, Any]:
+        raise Stopped("SIGTERM")
+
+    toy, done = queue
+    Study(toy.name, "", [Entry("a/0", "", 1, stopped), *toy.entries[2:]]).run()
+    assert "stopped by SIGTERM" in capsys.readouterr().out
+    assert toy.result("a/0") is None
     toy.run()
     assert done == ["a/0", "b/0", "late"]
 
