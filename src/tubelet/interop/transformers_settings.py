@@ -181,6 +181,8 @@ def inexpressible(config: Config, *, decoder: bool) -> list[str]:
         said.append(f"decoder.attention {config.decoder.attention}: it has one setting for encoder and decoder")
     if config.init_values > 0:
         said.append(f"init_values {config.init_values}: it has no LayerScale")
+    if config.class_token:
+        said.append("class_token: it has none")
     return [*said, *odd_targets(config)] if decoder else said
 
 
