@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 import tubelet
 from tubelet.cli import run
+from tubelet.core import TokenGrid
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.interop.videomae import to_official
 from tubelet.methods.classifier import Config as ClassifierConfig
@@ -155,16 +156,24 @@ def test_a_learned_table_is_resized_per_slot_for_another_picture_size(tmp_path: 
     same = tubelet.load(path, device="cpu", settings=SMALL)
     larger = tubelet.load(path, device="cpu", settings=["method.heads=2", "frames=4", "size=32"])
     assert larger.report is not None
-    assert larger.report.reshaped == (("pos_embed", (32, 16), (128, 16)),)
+    assert larger.report.reshaped == ()
+    assert larger.report.notes == (
+        "positions resized from 2x4x4 to 2x8x8 (the file does not say its grid; square pictures are taken for granted)",
+    )
     old, new = encoder(same).position, encoder(larger).position
     assert isinstance(old, Learned)
-    assert isinstance(new, Learned)
+    rows = new.table(TokenGrid.of((4, 32, 32), (2, 4, 4), ("t", "h", "w")))
     for slot in range(2):
         table = old.rows[slot * 16 : (slot + 1) * 16].T.reshape(1, 16, 4, 4)
         wanted = F.interpolate(table, size=(8, 8), mode="bicubic", align_corners=False)[0].flatten(1).T
-        assert torch.allclose(new.rows[slot * 64 : (slot + 1) * 64], wanted, atol=1e-6)
-    with pytest.raises(CheckpointError, match=r"pos_embed is \(32, 16\), the encoder's \(48, 16\)"):
-        tubelet.load(path, device="cpu", settings=["method.heads=2", "frames=6", "size=16"])
+        assert torch.allclose(rows[slot * 64 : (slot + 1) * 64], wanted, atol=1e-6)
+    longer = tubelet.load(path, device="cpu", settings=["method.heads=2", "frames=6", "size=16"])
+    assert longer.report is not None
+    assert "positions resized from 2x4x4 to 3x4x4" in str(longer.report)
+    assert longer.encode(torch.zeros(1, 3, 6, 16, 16)).x.shape == (1, 48, 16)
+    odd = official("classifier", position="learned", patch=(2, 4, 4)) | {"pos_embed": torch.zeros(1, 30, 16)}
+    with pytest.raises(CheckpointError, match=r"positions for 30 cubes, which are no slots of square pictures and not the 3x4x4"):
+        tubelet.load(saved(path, odd), device="cpu", settings=["method.heads=2", "frames=6", "size=16"])
 
 
 def test_the_number_of_heads_is_asked_for_where_no_size_has_the_width(tmp_path: Path) -> None:

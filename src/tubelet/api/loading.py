@@ -16,7 +16,8 @@ from tubelet.core import Batch, Frozen, Method, Stream, Tokens
 from tubelet.data.settings import DataSettings
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.interop import transformers_videomae, videomae
-from tubelet.interop.outside import EncoderOnly, Report
+from tubelet.interop.outside import EncoderOnly
+from tubelet.interop.report import Report
 from tubelet.interop.transformers_settings import Described, describe
 from tubelet.nn.video import VideoEncoder
 from tubelet.recipe import StageSettings
