@@ -209,7 +209,7 @@ def test_encoder_tensors_that_do_not_match_are_refused(tmp_path: Path) -> None:
         (lambda s: {n: v for n, v in s.items() if ".blocks.0." not in n}, r"lacks the encoder's block 0; it has 1 others"),
         (lambda s: {n: v for n, v in s.items() if ".blocks." not in n}, "lacks the encoder's block 0$"),
         (lambda s: s | {"encoder.patch_embed.proj.weight": torch.zeros(16, 3, 8, 8)}, "an image model"),
-        (lambda s: {"fc.weight": torch.zeros(2, 2)}, r"no VideoMAE checkpoint in an official layout: .* but fc\.weight"),
+        (lambda s: {"fc.weight": torch.zeros(2, 2)}, r"no encoder in a layout that is read .*VideoMAE V2.*: it has fc\.weight$"),
         (
             lambda s: {"videomae.embeddings.patch_embeddings.projection.weight": torch.zeros(16, 3, 2, 8, 8)},
             "lacks the encoder's block 0$",

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tubelet.core import Batch, Losses, Method, Step, Tokens
+from tubelet.core import Batch, Losses, Method, Step, TokenGrid, Tokens
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.interop.report import Given, by, some
 from tubelet.methods.videomae import Config
 from tubelet.nn.embed import retime_kernel
 from tubelet.nn.position import Learned, Separable, thw
-from tubelet.nn.video import VideoEncoder
+from tubelet.nn.video import AXES, VideoEncoder
 
 Grid = tuple[int, int, int]  # slots, rows, columns
 CUBES = "embed.weight"
@@ -80,12 +80,15 @@ def said_patch(new: int, old: int) -> tuple[str, ...]:
     return () if new == old else (f"tubelet {old} -> {new}: kernel {'inflated' if new > old else 'deflated'}",)
 
 
-def said_positions(encoder: VideoEncoder, config: Config, *, frames: int, size: tuple[int, int], guessed: bool = False) -> tuple[str, ...]:
+def said_positions(encoder: VideoEncoder, *, frames: int, size: tuple[int, int], guessed: bool = False) -> tuple[str, ...]:
     """What happens to an encoder's positions for clips of ``frames`` frames of ``size`` (H, W), as a note; nothing where they fit.
 
     ``guessed``: the file did not say the grid of its table. Raises ConfigError for clips that the patch does not cut.
     """
-    old, new = encoder.position.shape, thw(config.grid(frames, size))
+    try:
+        old, new = encoder.position.shape, thw(TokenGrid.of((frames, *size), encoder.embed.patch, AXES))
+    except ValueError as error:
+        raise ConfigError(f"{error}; change the clip's frames or size") from None
     doubt = " (the file does not say its grid; square pictures are taken for granted)" if guessed else ""
     if old == new:
         return ()
@@ -133,15 +136,15 @@ def fill(encoder: VideoEncoder, given: Given, where: str) -> tuple[str, ...]:
     """
     own = encoder.state_dict()
     problems, reshaped = [], []
-    for name, (said, value) in given.items():
-        first, wanted = said[0], own[name].shape
+    for name, (names, value) in given.items():
+        said, wanted = joint(names) if names else name, own[name].shape
         if name == CUBES and value.ndim == 5 and value.shape != wanted:
             value = retime_kernel(value.float(), wanted[2])
             reshaped.append(name)
         if value.shape != wanted:
-            problems.append(f"{joint(said)} is {tuple(value.shape)}, the encoder's {tuple(wanted)}")
+            problems.append(f"{said} is {tuple(value.shape)}, the encoder's {tuple(wanted)}")
         elif not bool(value.isfinite().all()):
-            problems.append(f"{first} holds numbers that are not finite")
+            problems.append(f"{said} holds numbers that are not finite")
         else:
             own[name].copy_(value)
     if problems:

@@ -225,7 +225,7 @@ def load_encoder(
         state, given, encoder, missing=missing, unexpected=unexpected, unused=unused, reshaped=reshaped, random=random
     )  # fmt: skip
     notes = said_patch(config.patch[0], kernel.shape[2])
-    notes += said_positions(encoder, config, frames=frames, size=size, guessed=table is not None and trained is None)
+    notes += said_positions(encoder, frames=frames, size=size, guessed=table is not None and trained is None)
     return EncoderOnly(encoder=encoder), config, Report(LAYOUTS[layout], lines, notes)
 
 
