@@ -269,6 +269,17 @@ def test_other_formats_cannot_express_a_class_token(tmp_path: Path) -> None:
         to_official(named, "classifier")
 
 
+def test_an_export_says_what_the_other_format_lacks_and_writes_nothing(tmp_path: Path) -> None:
+    path, settings = kept(tmp_path / "v.pth", vit()), [HEADED, "frames=2", "size=32"]
+    for out, to, said in (
+        (tmp_path / "hf", "hf", "cannot express class_token"),
+        (tmp_path / "o.pth", "official", "class_token' has no counter"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            tubelet.export(path, out, to=to, settings=settings)  # type: ignore[arg-type]  # one of the two
+        assert not out.exists()
+
+
 def test_a_classifier_reads_the_class_token(tmp_path: Path) -> None:
     state = vit()
     loaded = tubelet.load(kept(tmp_path / "v.pth", state), device="cpu", settings=[HEADED, "frames=2", "size=32"])
