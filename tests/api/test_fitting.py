@@ -219,7 +219,16 @@ def test_the_grid_of_a_table_that_its_file_does_not_say(tmp_path: Path, rows: in
     loaded = tubelet.load(tmp_path / "o.pth", device="cpu", settings=["method.heads=2", *settings])
     said = str(loaded.report)
     assert f"positions resized from {grid} to" in said
-    assert "the file does not say its grid; square pictures are taken for granted" in said
+    assert "the file does not say its grid; this is the likeliest" in said
+
+
+def test_two_grids_of_as_many_rows_are_said(tmp_path: Path) -> None:
+    config = parse(Config, METHOD | {"patch": [2, 16, 16], "position": "learned"})
+    state = to_official({f"encoder.{n}": v for n, v in config.build_encoder(frames=16, size=(224, 224)).state_dict().items()}, "pretrain")
+    torch.save({"model": state}, tmp_path / "o.pth")
+    loaded = tubelet.load(tmp_path / "o.pth", device="cpu", settings=["method.heads=2", "frames=64", "size=112"])
+    assert loaded.notes == ("positions taken for those of 32x7x7; 8x14x14 has as many",)
+    assert tubelet.load(tmp_path / "o.pth", device="cpu", settings=["method.heads=2"]).notes == ()
 
 
 def test_computed_tables_are_those_of_the_clips() -> None:

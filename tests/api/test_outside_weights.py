@@ -157,9 +157,7 @@ def test_a_learned_table_is_resized_per_slot_for_another_picture_size(tmp_path: 
     larger = tubelet.load(path, device="cpu", settings=["method.heads=2", "frames=4", "size=32"])
     assert larger.report is not None
     assert larger.report.reshaped == ()
-    assert larger.report.notes == (
-        "positions resized from 2x4x4 to 2x8x8 (the file does not say its grid; square pictures are taken for granted)",
-    )
+    assert larger.report.notes == ("positions resized from 2x4x4 to 2x8x8 (the file does not say its grid; this is the likeliest)",)
     old, new = encoder(same).position, encoder(larger).position
     assert isinstance(old, Learned)
     rows = new.table(TokenGrid.of((4, 32, 32), (2, 4, 4), ("t", "h", "w")))

@@ -29,6 +29,7 @@ from tubelet.interop.outside import (
     asked_grid,
     build_for,
     fill,
+    said_doubt,
     said_patch,
     said_positions,
     stored_grid,
@@ -185,7 +186,9 @@ def load_encoder(
         )
     reshaped = () if random else fill(encoder, given, str(where))
     lines = lines_of(plain, given, encoder, missing=missing, unexpected=strange, unused=unused, reshaped=reshaped, random=random)
-    notes = said_patch(config.patch[0], 1) + said_positions(encoder, frames=frames, size=size, guessed=guessed)
+    notes = said_patch(config.patch[0], 1)
+    notes += said_doubt(stored[1] * stored[2], (1, *asked[1:]), (1, *kernel.shape[3:]), frames=1) if guessed else ()
+    notes += said_positions(encoder, frames=frames, size=size, guessed=guessed)
     if not (pictures and pictures.method) and not any(text.split("=")[0].strip() in ("mean", "std") for text in settings):
         notes += ("pixels are normalised by ImageNet's mean and standard deviation, for the file does not say (method.mean, method.std)",)
     layout = "image MAE's pre-training file" if any(name.startswith("decoder_") for name in plain) else "image ViT"

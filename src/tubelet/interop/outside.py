@@ -89,7 +89,7 @@ def said_positions(encoder: VideoEncoder, *, frames: int, size: tuple[int, int],
         old, new = encoder.position.shape, thw(TokenGrid.of((frames, *size), encoder.embed.patch, AXES))
     except ValueError as error:
         raise ConfigError(f"{error}; change the clip's frames or size") from None
-    doubt = " (the file does not say its grid; square pictures are taken for granted)" if guessed else ""
+    doubt = " (the file does not say its grid; this is the likeliest)" if guessed else ""
     if old == new:
         return ()
     if isinstance(encoder.position, Learned | Separable):
@@ -107,14 +107,27 @@ def stored_grid(rows: int, asked: Grid, cube: Sequence[int], *, frames: int = RE
     t, h, w = asked
     if rows == t * h * w:
         return asked
-    usual = max(1, frames // cube[0])
-    side = _side(rows, usual)
-    if side is not None and side * cube[1] >= LEAST:
-        return usual, side, side
+    if (usual := _usual(rows, cube, frames)) is not None:
+        return usual
     side = _side(rows, t)
     if side is not None:
         return t, side, side
     return (rows // (h * w), h, w) if rows % (h * w) == 0 else None
+
+
+def said_doubt(rows: int, asked: Grid, cube: Sequence[int], *, frames: int = RELEASED) -> tuple[str, ...]:
+    """A note where a table has the rows of the grid that is asked for, and those of another one that released models have."""
+    usual = _usual(rows, cube, frames)
+    if usual in (None, asked) or rows != math.prod(asked):
+        return ()
+    return (f"positions taken for those of {by(asked)}; {by(usual)} has as many",)
+
+
+def _usual(rows: int, cube: Sequence[int], frames: int) -> Grid | None:
+    """``frames`` frames of square pictures of a model's size, where these have so many cubes."""
+    slots = max(1, frames // cube[0])
+    side = _side(rows, slots)
+    return None if side is None or side * cube[1] < LEAST else (slots, side, side)
 
 
 def _side(rows: int, slots: int) -> int | None:

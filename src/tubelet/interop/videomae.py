@@ -19,6 +19,7 @@ from tubelet.interop.outside import (
     asked_grid,
     build_for,
     fill,
+    said_doubt,
     said_patch,
     said_positions,
     stored_grid,
@@ -225,6 +226,8 @@ def load_encoder(
         state, given, encoder, missing=missing, unexpected=unexpected, unused=unused, reshaped=reshaped, random=random
     )  # fmt: skip
     notes = said_patch(config.patch[0], kernel.shape[2])
+    if table is not None and trained is None:
+        notes += said_doubt(table.shape[-2], asked_grid(config, frames, size), kernel.shape[2:])
     notes += said_positions(encoder, frames=frames, size=size, guessed=table is not None and trained is None)
     return EncoderOnly(encoder=encoder), config, Report(LAYOUTS[layout], lines, notes)
 
