@@ -16,14 +16,15 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from tubelet.errors import CheckpointError
+from tubelet.errors import CheckpointError, ConfigError
 
 ENDINGS = (".pth", ".pt", ".bin", ".ckpt")  # of pickled files; .safetensors is the other kind
 BESIDE = (".json", ".txt", ".model")  # settings, vocabularies and merges beside a model's weights
 # Of a transformers model's folder, the preferred first.
 FOLDER_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+INDEX = ".index.json"  # ends the name of a model's table of parts
 KEYS = ("model", "module", "state_dict")
-PREFIXES = ("module.", "_orig_mod.", "encoder.", "backbone.")
+PREFIXES = ("module.", "_orig_mod.", "encoder.", "backbone.", "model.")
 _WRITER = "If you trust it, save its tensors alone, with safetensors.torch.save_file or as a plain dict"
 
 
@@ -79,10 +80,8 @@ def weights_of(folder: str | Path) -> Path | None:
     return next((Path(folder) / name for name in FOLDER_FILES if (Path(folder) / name).is_file()), None)
 
 
-def read_sharded(index: str | Path) -> dict[str, Tensor]:
-    """The state dict of a model in parts, of its ``*.index.json`` (``weight_map``: tensor -> file beside it), each part read by
-    :func:`read_weights`. Raises CheckpointError for parts that are missing, elsewhere, or lack one of their tensors."""
-    index = Path(index)
+def _parts(index: Path) -> dict[str, str]:
+    """Tensor -> the name of its file, which lies beside the index. Raises CheckpointError."""
     try:
         parts = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         named = {str(name): str(part) for name, part in parts.items()}
@@ -91,6 +90,14 @@ def read_sharded(index: str | Path) -> dict[str, Tensor]:
     strange = sorted({part for part in named.values() if Path(part).name != part})
     if strange:
         raise CheckpointError(f"{index} names the part {strange[0]}, which does not lie beside it; nothing of it was read")
+    return named
+
+
+def read_sharded(index: str | Path) -> dict[str, Tensor]:
+    """The state dict of a model in parts, of its ``*.index.json`` (``weight_map``: tensor -> file beside it), each part read by
+    :func:`read_weights`. Raises CheckpointError for parts that are missing, elsewhere, or lack one of their tensors."""
+    index = Path(index)
+    named = _parts(index)
     found: dict[str, Tensor] = {}
     for part in sorted(set(named.values())):
         held = read_weights(index.parent / part)
@@ -170,8 +177,8 @@ def _tensors(found: Any) -> dict[str, Tensor]:
 
 
 def prefix_of(state: Mapping[str, Tensor], marker: str) -> str | None:
-    """What stands before ``marker`` (a name that every file of a family holds once): any run of ``module.``, ``_orig_mod.``, ``encoder.``
-    and ``backbone.``; None where no name fits."""
+    """What stands before ``marker`` (a name that every file of a family holds once): any run of ``module.``, ``_orig_mod.``, ``encoder.``,
+    ``backbone.`` and ``model.``; None where no name fits."""
     wrappers = "|".join(map(re.escape, PREFIXES))
     found = [match[1] for name in state if (match := re.fullmatch(f"((?:{wrappers})*){re.escape(marker)}", name))]
     return found[0] if len(found) == 1 else None
@@ -187,15 +194,37 @@ def without_prefix(state: Mapping[str, Tensor], prefix: str, where: str | Path) 
 
 
 def sha256_of(path: str | Path) -> str:
-    """Of a file, or of a model's folder: its weights, settings and vocabularies by name. Raises CheckpointError where there are no
-    weights."""
+    """Of a file; of a model in parts, by its ``*.index.json``: of the index and, by name, all its parts; or of a model's folder: its
+    weights, settings and vocabularies by name. Raises CheckpointError where there are no weights."""
     path = Path(path)
-    files = [path] if path.is_file() else sorted(p for p in path.glob("*") if p.suffix in (".safetensors", *ENDINGS, *BESIDE))
+    if path.name.endswith(INDEX) and path.is_file():
+        files = [path, *(path.parent / part for part in sorted(set(_parts(path).values())))]
+    elif path.is_file():
+        files = [path]
+    else:
+        files = sorted(p for p in path.glob("*") if p.suffix in (".safetensors", *ENDINGS, *BESIDE))
     if not any(p.suffix not in BESIDE for p in files):
         raise CheckpointError(f"{path}: no weights there (.safetensors, {', '.join(ENDINGS)})")
     digest = hashlib.sha256()
     for file in files:
-        with open(file, "rb") as data:
-            while block := data.read(2**20):
-                digest.update(block)
+        try:
+            with open(file, "rb") as data:
+                while block := data.read(2**20):
+                    digest.update(block)
+        except FileNotFoundError:
+            raise CheckpointError(f"{file}: no such file, and {path.name} names it") from None
     return digest.hexdigest()
+
+
+def verified(path: str | Path, expected: str | None) -> str:
+    """The sha256 of a file of weights as :func:`sha256_of` counts it, which must be ``expected`` (None = any), before it is opened.
+
+    Raises ConfigError for what is no sha256, CheckpointError that names both where they differ.
+    """
+    asked = None if expected is None else expected.strip().lower().removeprefix("sha256:")
+    if asked is not None and not re.fullmatch(r"[0-9a-f]{64}", asked):
+        raise ConfigError(f"sha256={expected!r} is no sha256: it has 64 hexadecimal digits (sha256sum FILE prints it)")
+    found = sha256_of(path)
+    if asked is not None and asked != found:
+        raise CheckpointError(f"{path} was not read: its sha256 is {found}, and {asked} was asked for; it is damaged or another file")
+    return found

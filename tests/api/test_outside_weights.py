@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 import tubelet
 from tubelet.cli import run
+from tubelet.core import TokenGrid
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.interop.videomae import to_official
 from tubelet.methods.classifier import Config as ClassifierConfig
@@ -156,16 +157,22 @@ def test_a_learned_table_is_resized_per_slot_for_another_picture_size(tmp_path: 
     same = tubelet.load(path, device="cpu", settings=SMALL)
     larger = tubelet.load(path, device="cpu", settings=["method.heads=2", "frames=4", "size=32"])
     assert larger.report is not None
-    assert larger.report.reshaped == (("pos_embed", (32, 16), (128, 16)),)
+    assert larger.report.reshaped == ()
+    assert larger.report.notes == ("positions resized from 2x4x4 to 2x8x8 (the file does not say its grid; this is the likeliest)",)
     old, new = encoder(same).position, encoder(larger).position
     assert isinstance(old, Learned)
-    assert isinstance(new, Learned)
+    rows = new.table(TokenGrid.of((4, 32, 32), (2, 4, 4), ("t", "h", "w")))
     for slot in range(2):
         table = old.rows[slot * 16 : (slot + 1) * 16].T.reshape(1, 16, 4, 4)
         wanted = F.interpolate(table, size=(8, 8), mode="bicubic", align_corners=False)[0].flatten(1).T
-        assert torch.allclose(new.rows[slot * 64 : (slot + 1) * 64], wanted, atol=1e-6)
-    with pytest.raises(CheckpointError, match=r"pos_embed is \(32, 16\), the encoder's \(48, 16\)"):
-        tubelet.load(path, device="cpu", settings=["method.heads=2", "frames=6", "size=16"])
+        assert torch.allclose(rows[slot * 64 : (slot + 1) * 64], wanted, atol=1e-6)
+    longer = tubelet.load(path, device="cpu", settings=["method.heads=2", "frames=6", "size=16"])
+    assert longer.report is not None
+    assert "positions resized from 2x4x4 to 3x4x4" in str(longer.report)
+    assert longer.encode(torch.zeros(1, 3, 6, 16, 16)).x.shape == (1, 48, 16)
+    odd = official("classifier", position="learned", patch=(2, 4, 4)) | {"pos_embed": torch.zeros(1, 30, 16)}
+    with pytest.raises(CheckpointError, match=r"positions for 30 cubes, which are no slots of square pictures and not the 3x4x4"):
+        tubelet.load(saved(path, odd), device="cpu", settings=["method.heads=2", "frames=6", "size=16"])
 
 
 def test_the_number_of_heads_is_asked_for_where_no_size_has_the_width(tmp_path: Path) -> None:
@@ -201,7 +208,7 @@ def test_encoder_tensors_that_do_not_match_are_refused(tmp_path: Path) -> None:
         (lambda s: {n: v for n, v in s.items() if ".blocks.0." not in n}, r"lacks the encoder's block 0; it has 1 others"),
         (lambda s: {n: v for n, v in s.items() if ".blocks." not in n}, "lacks the encoder's block 0$"),
         (lambda s: s | {"encoder.patch_embed.proj.weight": torch.zeros(16, 3, 8, 8)}, "an image model"),
-        (lambda s: {"fc.weight": torch.zeros(2, 2)}, r"no VideoMAE checkpoint in an official layout: .* but fc\.weight"),
+        (lambda s: {"fc.weight": torch.zeros(2, 2)}, r"no encoder in a layout that is read .*VideoMAE V2.*: it has fc\.weight$"),
         (
             lambda s: {"videomae.embeddings.patch_embeddings.projection.weight": torch.zeros(16, 3, 2, 8, 8)},
             "lacks the encoder's block 0$",

@@ -28,12 +28,26 @@ def done(result: Result = ENDED, score=SCORE, validation=None) -> tubelet.Finetu
 def test_options_reach_the_function(cli, public):
     recorder = public("finetune", gives=done())
     line = "finetune runs/a x.csv y --out runs/b --recipe finetune-k400 --set epochs=3 --random --weights ema --train part --test final"
-    got = cli(*line.split(), "--val-share", "0.2", "--exclude", "*bad*", "--import", "m.py", "--device", "cpu", "--resume", "--quiet")
+    got = cli(
+        *line.split(),
+        "--sha256",
+        "abc",
+        "--val-share",
+        "0.2",
+        "--exclude",
+        "*bad*",
+        "--import",
+        "m.py",
+        "--device",
+        "cpu",
+        "--resume",
+        "--quiet",
+    )
     ((args, given),) = recorder.calls
     assert args == ("runs/a", ["x.csv", "y"])
     assert given == {
         "out": "runs/b", "recipe": "finetune-k400", "settings": ["epochs=3", "train.device=cpu"], "train": "part", "test": "final",
-        "test_sources": None, "val_share": 0.2, "random": True, "weights": "ema", "resume": True, "imports": ["m.py"],
+        "test_sources": None, "val_share": 0.2, "random": True, "weights": "ema", "sha256": "abc", "resume": True, "imports": ["m.py"],
         "exclude": ["*bad*"], "quiet": True,
     }  # fmt: skip
     assert got.out == f"{SCORE}\n", "quiet still prints the result"

@@ -125,6 +125,22 @@ def test_a_learned_masker_adds_its_term() -> None:
     assert net.get_parameter("masking.weight").grad is not None
 
 
+def test_a_class_token_is_read_without_a_place_and_learns() -> None:
+    net, b = model(position="learned", class_token=True), batch()
+    tokens = net.encode(b)
+    assert tokens.x.shape == (3, 1 + 12, 24)
+    assert tokens.index[0].tolist() == [-1, *range(12)]
+    net.losses("main", b, at(b)).total.backward()
+    assert net.encoder.class_token is not None
+    assert net.encoder.position.class_row is not None
+    bare = {id(p) for g in net.groups("main") if g.decay == 0.0 for p in g.params}
+    for p in (net.encoder.class_token, net.encoder.position.class_row):
+        assert p.grad is not None
+        assert p.grad.abs().min() > 0
+        assert id(p) in bare
+    assert model().encoder.class_token is None
+
+
 @pytest.mark.parametrize("position", ["sinusoid", "learned", "separable", "sincos2d"])
 def test_encode_reads_clips_of_other_lengths_and_sizes(position: str) -> None:
     net = model(position=position).eval()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from tubelet.nn.video import VideoEncoder
 from tubelet.recipe import StageSettings
 from tubelet.train.checkpoint import read_meta
 from tubelet.train.distributed import pick_device
-from tubelet.weights import is_foreign
+from tubelet.weights import is_foreign, sha256_of
 
 Shape = tuple[int, int, int]
 
@@ -32,7 +31,8 @@ Shape = tuple[int, int, int]
 @dataclass(frozen=True)
 class Start:
     """An encoder to fine-tune. ``method``: its settings. ``data``: how its clips were made. ``state``: its weights, None = random ones.
-    ``shape``: slots, rows and columns of its position table. ``about``: path and sha256 of the file, for the record."""
+    ``shape``: slots, rows and columns of its position table. ``about``: path and sha256 of the file (and ``method.*`` that
+    were given), for the record."""
 
     method: Mapping[str, Any]
     data: DataSettings
@@ -48,16 +48,22 @@ def start_of(
     random: bool = False,
     imports: Sequence[str | Path] = (),
     settings: Sequence[str] = (),
+    sha256: str | None = None,
 ) -> Start:
     """The encoder of a pre-training run, a fine-tuned run or an outside file, as :func:`tubelet.load` reads them.
 
-    ``random``: the same architecture untrained, the from-scratch control. ``settings``: ``method.*`` of an outside file.
-    Raises CheckpointError, ConfigError.
+    ``random``: the same architecture untrained, the from-scratch control. ``settings``: ``method.*`` of an outside file, and of a run its
+    ``method.patch``. ``sha256``: what the file's must be. Raises CheckpointError, ConfigError.
     """
-    loaded = run if isinstance(run, Loaded) else load(run, weights=weights, device="cpu", random=random, imports=imports, settings=settings)
+    loaded = run
+    if not isinstance(loaded, Loaded):
+        loaded = load(loaded, weights=weights, device="cpu", random=random, imports=imports, settings=settings, sha256=sha256)
+    elif sha256 is not None:
+        raise ConfigError("sha256: this model is loaded already; give it to tubelet.load")
     encoder, file = _encoder_of(loaded.model, loaded.config), loaded.path
     state = None if random else {k: v.detach().cpu() for k, v in encoder.state_dict().items()}
-    about = {"path": str(file), "sha256": None if random else _sha256(file), "random": random}
+    about = {"path": str(file), "sha256": None if random else loaded.sha256 or sha256_of(file), "random": random}
+    about |= {"settings": list(loaded.settings)} if loaded.settings else {}
     return Start(loaded.config["method"], loaded.data, state, encoder.position.shape, about)
 
 
@@ -105,11 +111,6 @@ def _encoder_of(model: Any, config: Mapping[str, Any]) -> VideoEncoder:
     if not isinstance(encoder, VideoEncoder):
         raise ConfigError(f"a {config['method'].get('kind', 'model')} has no video encoder that could be fine-tuned")
     return encoder
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _finetuned_file(run: Path, weights: str) -> Path | None:
@@ -180,7 +181,7 @@ def _frozen_start(config: Mapping[str, Any], path: Path, imports: Sequence[str |
     asked = config["start"]
     if not Path(asked["path"]).is_file():
         raise CheckpointError(f"{path} needs the encoder that it was trained on, and {asked['path']} is not there")
-    start = start_of(asked["path"], random=asked["random"], imports=imports)
+    start = start_of(asked["path"], random=asked["random"], imports=imports, settings=asked.get("settings", ()))
     if start.about["sha256"] != asked["sha256"]:
         raise CheckpointError(f"{path} needs the encoder that it was trained on, and {asked['path']} has changed since")
     return start

@@ -68,6 +68,7 @@ def finetune(
     weights: str = "auto",
     resume: bool = False,
     imports: Sequence[str | Path] = (),
+    sha256: str | None = None,
     exclude: Sequence[str] = (),
     quiet: bool = False,
 ) -> Finetuned:
@@ -78,6 +79,7 @@ def finetune(
     ``["classifier.layer_decay=0.8", "epochs=30", ...]``. ``train``, ``test``: splits of ``sources``; train "all" = everything, test None =
     no test. With ``test_sources`` all of ``sources`` is for training. ``val_share``: hold out this part of the training split and look at
     it during the run. ``random``: start from random weights, the control. ``weights``: auto | ema, of ``run``.
+    ``sha256``: what its file must have.
 
     The folder ``out`` gets config.yaml, metrics.jsonl, checkpoints/, model.safetensors, report.html, validation.json and, once,
     results.json with confusion.png: the test items are read when training is done.
@@ -94,7 +96,7 @@ def finetune(
     asked = _recipe(recipe, [*of_run, *share], out, resume)
     check(asked.watch)
     device = pick_device(asked.train.device)
-    start = start_of(run, weights=weights, random=random, imports=imports, settings=of_model)
+    start = start_of(run, weights=weights, random=random, imports=imports, settings=of_model, sha256=sha256)
     split = train or (EVERYTHING if test_sources is not None else asked.data.split or "train")
     resolved = asked.on(start.data)
     data = resolved.data.model_copy(update={"split": None if split == EVERYTHING else split})

@@ -11,18 +11,19 @@ from typing import Any
 import torch
 
 from tubelet.api._common import build, say
+from tubelet.api._outside import data_settings, open_outside
 from tubelet.config import import_file, kinds, overlay, parse
 from tubelet.core import Batch, Frozen, Method, Stream, Tokens
 from tubelet.data.settings import DataSettings
 from tubelet.errors import CheckpointError, ConfigError
-from tubelet.interop import transformers_videomae, videomae
-from tubelet.interop.outside import EncoderOnly, Report
-from tubelet.interop.transformers_settings import Described, describe
+from tubelet.interop.outside import EncoderOnly, check_patch, said_patch, said_positions
+from tubelet.interop.report import Report
+from tubelet.nn.embed import retime_kernel
 from tubelet.nn.video import VideoEncoder
 from tubelet.recipe import StageSettings
 from tubelet.train.checkpoint import Checkpoints, read_meta, read_tensors
 from tubelet.train.distributed import pick_device
-from tubelet.weights import FOLDER_FILES, is_foreign, prefix_of, read_sharded, read_weights, weights_of
+from tubelet.weights import FOLDER_FILES, is_foreign, verified, weights_of
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Loaded:
     """A trained (or, with ``random``, untrained) model, ready to encode.
 
     ``model``: the Method in eval mode on its device. ``data``: how its clips are made. ``config``: the resolved settings. ``report``: what
-    became of every tensor of an outside file, None for a run.
+    became of every tensor of an outside file, None for a run. ``notes``: what was made to fit other clips. ``sha256``: of an outside file,
+    and of a run's where it was asked for. ``settings``: the ``method.*`` that were given.
     """
 
     model: Method
@@ -38,6 +40,9 @@ class Loaded:
     config: Mapping[str, Any]
     path: Path
     report: Report | None = None
+    notes: tuple[str, ...] = ()
+    sha256: str | None = None
+    settings: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -59,22 +64,27 @@ def load(
     imports: Sequence[str | Path] = (),
     settings: Sequence[str] = (),
     strict: bool = True,
+    sha256: str | None = None,
 ) -> Loaded:
-    """The model of a run folder, of one of its .safetensors files, of an official VideoMAE file (.pth, .pt, .safetensors ...), or of the
-    folder of a VideoMAE of transformers (which need not be installed). Of a fine-tuned run it is the encoder alone.
+    """The model of a run folder, of one of its .safetensors files, of an official VideoMAE file (.pth, .pt, .safetensors ...), of the
+    folder of a VideoMAE of transformers (which need not be installed), or of an image ViT. Of a fine-tuned run it is the encoder alone.
 
     ``weights``: auto (model.safetensors, or the newest checkpoint of an unfinished run) | ema. ``random``: the same architecture with
     random weights, as a control. ``imports``: your own files whose method the run used. ``settings``: data settings such as ``frames=8``.
     An official file says nothing about data: 16 frames, stride 4, 224 x 224 pixels and ImageNet's mean and standard deviation unless
     ``settings`` say otherwise, also about its model (``method.heads=6``); a folder of transformers says all but the stride. Nothing in
-    them is executed. ``strict``: refuse outside weights whose encoder lacks tensors or has unknown ones. Raises CheckpointError,
-    ConfigError.
+    them is executed. Cubes of another number of frames (``method.patch=[4,16,16]``), of a run, too, and clips of another length and size
+    are fitted, and said in ``notes``. ``strict``: refuse outside weights whose encoder lacks tensors or has unknown ones. ``sha256``: what
+    the file's must be, looked at before it is opened; a model in parts has one of its index and parts.
+    Raises CheckpointError, ConfigError.
     """
     for file in imports:
         import_file(file)
     path = _weights_file(Path(run), weights)
+    digest = None if sha256 is None else verified(path, sha256)
     if path.name.endswith(".json") or not _written_by_us(path):
-        return _load_outside(path, weights, device=device, random=random, settings=settings, strict=strict)
+        digest = digest or verified(path, None)
+        return _load_outside(path, weights, device=device, random=random, settings=settings, strict=strict, sha256=digest)
     meta = read_meta(path)
     config = dict(meta.get("config", {}))
     if not _masking_known(config.get("masking")):
@@ -84,23 +94,39 @@ def load(
     tuned = config.get("classifier")
     if tuned and tuned["frozen"]:
         raise CheckpointError(f"{path} was trained on a frozen encoder, which it does not hold; load {config['start']['path']}")
-    known = {k: config[k] for k in ("method", "masking", "data", "train", "init") if k in config}
+    changed = _retimed(config, settings, path)
+    known = {k: changed[k] for k in ("method", "masking", "data", "train", "init") if k in changed}
     stage = parse(StageSettings, known | ({"train": {"steps": 1}} if tuned else {}), where=str(path))
-    data = data_settings(stage.data, settings)
+    data = data_settings(parse(DataSettings, config.get("data", {}), where=str(path)), settings)
     model = build(stage)
     if not isinstance(model, Method):
         raise CheckpointError(f"{path} holds a {config.get('method', {}).get('kind', 'model')}, which has no encoder to load")
     same_outside(model, meta, path)
     tensors = {k: v for k, v in _tensors(path).items() if not k.startswith(lost)} if lost else _tensors(path)
-    if tuned:
+    notes: tuple[str, ...] = ()
+    if tuned or changed.get("method") != config.get("method"):
         tensors = {k: v for k, v in tensors.items() if k.startswith("encoder.")}
         model = _encoder_alone(model, norm="encoder.trunk.norm.weight" in tensors)
+        notes = _retime(tensors, model.encoder.embed.patch[0])
+    encoder = getattr(model, "encoder", None)
+    if isinstance(encoder, VideoEncoder):
+        notes += said_positions(encoder, frames=data.frames, size=data.hw)
     if not random:
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:
             raise CheckpointError(f"{path} does not fit its own settings: {error}") from None
-    return Loaded(model.to(pick_device(device, "device")).eval(), data, config, path)
+    if notes:
+        say(f"{path}: {'; '.join(notes)}")
+    config |= {"method": changed["method"]} if "method" in changed else {}
+    return Loaded(model.to(pick_device(device, "device")).eval(), data, config, path, None, notes, digest, _of_model(settings))
+
+
+def _retime(tensors: dict[str, torch.Tensor], frames: int) -> tuple[str, ...]:
+    """Make a run's kernel one for cubes of ``frames`` frames, in place; what was done."""
+    kernel = tensors["encoder.embed.weight"]
+    tensors["encoder.embed.weight"] = retime_kernel(kernel, frames)
+    return said_patch(frames, kernel.shape[2])
 
 
 def same_outside(model: torch.nn.Module, meta: Mapping[str, Any], where: str | Path) -> None:
@@ -146,18 +172,37 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _encoder_alone(model: Method, *, norm: bool) -> EncoderOnly:
     """Without decoder; without final norm where a classifier normalises after pooling instead."""
-    encoder = model.get_submodule("encoder")
-    assert isinstance(encoder, VideoEncoder), "classifiers are built on video encoders"
+    encoder = getattr(model, "encoder", None)
+    if not isinstance(encoder, VideoEncoder):
+        raise ConfigError(f"a {type(model).__name__} has no video encoder whose cubes could be made others")
     return EncoderOnly(encoder=encoder.variant(norm=norm))
 
 
-def data_settings(base: DataSettings, settings: Sequence[str]) -> DataSettings:
-    """Data settings with ``["frames=8", "data.size=112"]`` on top. Raises ConfigError, also for a model's settings, which a run has."""
-    if of_model := [text for text in settings if text.startswith("method.")]:
-        raise ConfigError(f"{', '.join(of_model)}: a run's model keeps its own settings; method.* is for outside weights")
-    named = [text if text.startswith("data.") else f"data.{text}" for text in settings]
-    plain = overlay({"data": base.model_dump(mode="json")}, named)
-    return parse(DataSettings, plain["data"], where="--set")
+def _of_model(settings: Sequence[str]) -> tuple[str, ...]:
+    return tuple(text for text in settings if text.startswith("method."))
+
+
+def _retimed(config: Mapping[str, Any], settings: Sequence[str], where: Path) -> dict[str, Any]:
+    """A run's settings with cubes of as many frames as ``method.patch=[4,16,16]`` asks for, on a grid as large as its own.
+
+    Raises ConfigError for any other setting of its model, and for cubes that cannot be made of its own.
+    """
+    asked = _of_model(settings)
+    if not asked:
+        return dict(config)
+    own = (config.get("method") or {}).get("patch") or []
+    if others := [text for text in asked if text.split("=")[0].strip() != "method.patch" or not own]:
+        raise ConfigError(
+            f"{', '.join(others)}: a run's model keeps its own settings but for method.patch, whose frames can be changed; other method.* "
+            "is for outside weights"
+        )
+    method = overlay(dict(config["method"]), [text.removeprefix("method.") for text in asked])
+    patch = method["patch"]
+    if not (isinstance(patch, list) and len(patch) == len(own) == 3 and all(isinstance(n, int) and n > 0 for n in patch)):
+        raise ConfigError(f"method.patch={patch}: give frames, rows and columns of a cube, such as {list(own)}")
+    check_patch(patch, own, where)
+    frames = parse(DataSettings, config["data"], where=str(where)).frames
+    return {**config, "method": method, "data": {**config["data"], "frames": frames // own[0] * patch[0]}}
 
 
 def _written_by_us(path: Path) -> bool:
@@ -165,39 +210,17 @@ def _written_by_us(path: Path) -> bool:
     return path.suffix == ".safetensors" and not is_foreign(path)
 
 
-def _load_outside(path: Path, kind: str, *, device: str, random: bool, settings: Sequence[str], strict: bool) -> Loaded:
+def _load_outside(path: Path, kind: str, *, device: str, random: bool, settings: Sequence[str], strict: bool, sha256: str) -> Loaded:
     if kind != "auto":
         raise ConfigError(f"weights={kind!r}: an outside file such as {path} has one set of weights")
-    method = [text.removeprefix("method.") for text in settings if text.startswith("method.")]
-    of_data = [text for text in settings if not text.startswith("method.")]
     where = pick_device(device, "device")
-    state = read_sharded(path) if path.suffix == ".json" else read_weights(path)
-    theirs = transformers_videomae.is_named(state)
-    described = None if prefix_of(state, videomae.MARKER) is not None else _described(path)  # official names need no config.json
-    base = DataSettings.model_validate({}) if described is None else _described_data(described)
-    data = data_settings(base, of_data)
-    how: dict[str, Any] = {"frames": data.frames, "size": data.hw, "settings": method, "strict": strict, "random": random}
-    if theirs:
-        model, config, report = transformers_videomae.load_encoder(state, path, described=described, **how)
-    else:
-        model, config, report = videomae.load_encoder(state, path, **how)
-    if described is not None and not described.preprocessed:
-        say(f"{path.parent} has no preprocessor_config.json: pixels are normalised by ImageNet's mean and standard deviation")
+    opened = open_outside(path, settings=settings, strict=strict, random=random)
     if not random:
-        say(f"{path}: {report}")
-    resolved = {"method": config.model_dump(mode="json"), "masking": None, "data": data.model_dump(mode="json")}
-    return Loaded(model.to(where).eval(), data, resolved, path, report)
-
-
-def _described(path: Path) -> Described | None:
-    """What the config.json beside a file of a transformers folder says; None where the file is no such file or has none."""
-    return describe(path.parent) if path.name in FOLDER_FILES and (path.parent / "config.json").is_file() else None
-
-
-def _described_data(described: Described) -> DataSettings:
-    size = described.size[0] if described.size[0] == described.size[1] else list(described.size)
-    plain = {**described.data, "frames": described.frames, "size": size}
-    return parse(DataSettings, plain, where=f"{described.where}, data")
+        say(f"{path}: {opened.report}")
+    resolved = {"method": opened.method.model_dump(mode="json"), "masking": None, "data": opened.data.model_dump(mode="json")}
+    return Loaded(
+        opened.model.to(where).eval(), opened.data, resolved, path, opened.report, opened.report.notes, sha256, _of_model(settings)
+    )
 
 
 def _weights_file(run: Path, weights: str) -> Path:

@@ -43,6 +43,9 @@ Import = Annotated[
 ]
 Device = Annotated[str, option("auto, cpu, cuda or cuda:N.", "--device", panel=RUN, metavar="NAME")]
 Random = Annotated[bool, flag("Use the same architecture with random weights: the control.", "--random", panel=MODEL)]
+Sha256 = Annotated[
+    str | None, option("Refuse a file of weights that has another sha256, before it is opened.", "--sha256", panel=MODEL, metavar="HEX")
+]
 Pool = Annotated[
     str,
     option(

@@ -72,8 +72,21 @@ def describe(folder: str | Path) -> Described:
     if kind != KIND:
         what = f"a model of the type {kind!r}" if kind else "no model_type"
         raise CheckpointError(f"{path} describes {what}; of transformers' models Tubelet reads {KIND!r} as encoders")
+    return from_config(config, _preprocessor(folder), where=str(path))
+
+
+def _preprocessor(folder: Path) -> dict[str, Any] | None:
     beside = next((folder / name for name in PREPROCESSORS if (folder / name).is_file()), None)
-    return from_config(config, None if beside is None else _read(beside), where=str(path))
+    return None if beside is None else _read(beside)
+
+
+def pixels_beside(folder: str | Path, channels: int = 3) -> dict[str, list[float]]:
+    """Mean and standard deviation that a folder's preprocessor says; empty where it has none. Raises CheckpointError for nonsense."""
+    found = _preprocessor(Path(folder))
+    pixels, wrong = ({}, []) if found is None else _pixels(found, channels)
+    if wrong:
+        raise CheckpointError(f"{folder}: {'; '.join(wrong)}")
+    return pixels
 
 
 def from_config(config: Mapping[str, Any], preprocessor: Mapping[str, Any] | None = None, *, where: str = "config.json") -> Described:
@@ -181,6 +194,8 @@ def inexpressible(config: Config, *, decoder: bool) -> list[str]:
         said.append(f"decoder.attention {config.decoder.attention}: it has one setting for encoder and decoder")
     if config.init_values > 0:
         said.append(f"init_values {config.init_values}: it has no LayerScale")
+    if config.class_token:
+        said.append("class_token: it has none")
     return [*said, *odd_targets(config)] if decoder else said
 
 

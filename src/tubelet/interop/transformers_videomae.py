@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.interop import videomae
-from tubelet.interop.outside import EncoderOnly, Report, fill, some
+from tubelet.interop.outside import EncoderOnly, build_for, fill, said_patch, strict_problem
+from tubelet.interop.report import Report, lines_of, some
 from tubelet.interop.transformers_settings import Described
 from tubelet.methods.classifier import Classifier
 from tubelet.methods.videomae import Config, VideoMAE
@@ -268,9 +269,7 @@ def load_encoder(
     kernel = found.given["encoder.embed.weight"][1]
     if kernel.ndim != 5:
         raise CheckpointError(f"{where} holds an image model: its {MARKER} is {tuple(kernel.shape)}, a video's has five dimensions")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        encoder = config.build_encoder(frames=frames, size=size, channels=kernel.shape[1]).variant(norm=norm)
+    encoder = build_for(config, kernel, None, frames=frames, size=size, where=where).variant(norm=norm)
     inside = {name.removeprefix("encoder."): pair for name, pair in found.given.items() if name.startswith("encoder.")}
     own = encoder.state_dict()
     given = {name: pair for name, pair in inside.items() if name in own}
@@ -278,17 +277,15 @@ def load_encoder(
     missing = _missing(own.keys() - given.keys(), plain, layout)
     wrong = [name for name in strange if layout == "encoder" or name.startswith((_PREFIX, "encoder.", "embeddings.", "layernorm."))]
     if strict and (missing or wrong):
-        said = [f"{len(missing)} missing ({some(missing)})"] if missing else []
-        said += [f"{len(wrong)} unknown ({some(wrong)})"] if wrong else []
         raise CheckpointError(
-            f"{where} does not fit this encoder: of its tensors {' and '.join(said)}; config.json or method settings may be another "
-            "model's. load(..., strict=False) takes what fits and leaves the rest random"
+            f"{where} does not fit this encoder: of its tensors {strict_problem(missing, wrong)}; config.json or method settings may be "
+            "another model's. load(..., strict=False) takes what fits and leaves the rest random"
         )
-    resized = [] if random else fill(encoder, {name: (_joint(names), value) for name, (names, value) in given.items()}, str(where))
-    loaded = () if random else tuple(name for names, _ in given.values() for name in names)
+    reshaped = () if random else fill(encoder, given, str(where))
     rest = [name for key, (names, _) in found.given.items() if not key.startswith("encoder.") for name in names] + found.lone
-    report = Report(f"transformers' {LAYOUTS[layout]}", loaded, missing, tuple(strange), tuple(rest), tuple(resized))
-    return EncoderOnly(encoder=encoder), config, report
+    lines = lines_of(plain, given, encoder, missing=missing, unexpected=strange, unused=rest, reshaped=reshaped, random=random)
+    notes = said_patch(config.patch[0], kernel.shape[2])
+    return EncoderOnly(encoder=encoder), config, Report(f"transformers' {LAYOUTS[layout]}", lines, notes)
 
 
 def _missing(ours: Set[str], plain: Mapping[str, Tensor], layout: Layout) -> tuple[str, ...]:
@@ -296,8 +293,3 @@ def _missing(ours: Set[str], plain: Mapping[str, Tensor], layout: Layout) -> tup
     prefix = _PREFIX if _PREFIX + MARKER in plain else ""
     theirs = (name for key in sorted(ours) for name in their_names(f"encoder.{key}", layout, stored=True))
     return tuple(name for name in (prefix + name.removeprefix(_PREFIX) for name in theirs) if name not in plain)
-
-
-def _joint(names: Sequence[str]) -> str:
-    """One name for what is one tensor here."""
-    return names[0] if len(names) == 1 else names[0].replace(".query.", ".{query,key,value}.")

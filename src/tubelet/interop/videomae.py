@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from tubelet.config import overlay, parse
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.interop import adamae
-from tubelet.interop.outside import EncoderOnly, Report, fill, some
+from tubelet.interop.outside import (
+    EncoderOnly,
+    Grid,
+    asked_grid,
+    build_for,
+    fill,
+    said_doubt,
+    said_patch,
+    said_positions,
+    stored_grid,
+    strict_problem,
+)
+from tubelet.interop.report import Report, lines_of, some
 from tubelet.methods.videomae import Config
 from tubelet.nn.encoder import SIZES
 from tubelet.weights import prefix_of, without_prefix
@@ -82,14 +94,35 @@ MARKER = "patch_embed.proj.weight"
 LAYOUTS: dict[Layout, str] = {"pretrain": "VideoMAE pre-training file", "classifier": "VideoMAE fine-tuned file"}
 
 
+def plain_names(state: Mapping[str, Tensor], where: str | Path) -> dict[str, Tensor]:
+    """A state dict without ``_orig_mod.``, which torch.compile puts before the names of any module. Raises CheckpointError where two names
+    become one."""
+    plain: dict[str, Tensor] = {}
+    for name, value in state.items():
+        short = name.replace("_orig_mod.", "")
+        if short in plain:
+            raise CheckpointError(f"{where} holds {short} twice, once as {name}: two models in one file; save the wanted one alone")
+        plain[short] = value
+    return plain
+
+
 def layout_of(state: Mapping[str, Tensor], where: str | Path) -> tuple[dict[str, Tensor], Layout]:
-    """The state dict without wrapper prefixes, and which of the two layouts it has. Raises CheckpointError for another one."""
+    """The state dict without wrapper prefixes, and which of the two layouts it has. Raises CheckpointError for another one.
+
+    A classifier's blocks may stand under ``encoder.``, too: it has no decoder, and a norm that follows the pooling.
+    """
+    state = plain_names(state, where)
     prefix = prefix_of(state, MARKER)
     if prefix is None:
         known = some(sorted(state))
         raise CheckpointError(f"{where} is no VideoMAE checkpoint in an official layout: it has no {MARKER}, but {known}")
-    layout: Layout = "pretrain" if prefix.endswith("encoder.") else "classifier"
-    return without_prefix(state, prefix.removesuffix("encoder."), where), layout
+    outer = prefix.removesuffix("encoder.")
+    plain = without_prefix(state, outer, where)
+    if outer == prefix:
+        return plain, "classifier"
+    parts = {name.removeprefix("encoder.").split(".")[0] for name in plain}
+    tuned = "fc_norm" in parts and not parts & {"decoder", "encoder_to_decoder", "mask_token"}
+    return (without_prefix(plain, "encoder.", where), "classifier") if tuned else (plain, "pretrain")
 
 
 def mlp_ratio(hidden: int, dim: int) -> float:
@@ -131,12 +164,15 @@ def infer(state: Mapping[str, Tensor], layout: Layout, where: str | Path) -> dic
     return found
 
 
-def settings_of(state: Mapping[str, Tensor], layout: Layout, where: str | Path, settings: Sequence[str] = ()) -> Config:
-    """The method's settings for a state dict: inferred, with ``["heads=3", ...]`` on top; heads by the width from the table of sizes.
+def settings_of(
+    state: Mapping[str, Tensor], layout: Layout, where: str | Path, settings: Sequence[str] = (), said: Mapping[str, Any] | None = None
+) -> Config:
+    """The method's settings for a state dict: inferred, then what its folder ``said``, with ``["heads=3", ...]`` on top; heads by the width
+    from the table of sizes.
 
     Raises ConfigError where the width is none of the table's and no heads are given: a file does not say how many there are.
     """
-    found = overlay(infer(state, layout, where), settings)
+    found = overlay(infer(state, layout, where) | dict(said or {}), settings)
     dim, asked = found["dim"], found.get("size")
     if asked in SIZES and SIZES[asked].dim != dim:
         raise ConfigError(f"method.size={asked} is {SIZES[asked].dim} wide, {where} holds an encoder {dim} wide")
@@ -157,43 +193,76 @@ def load_encoder(
     frames: int,
     size: tuple[int, int],
     settings: Sequence[str] = (),
+    said: Mapping[str, Any] | None = None,
+    trained: tuple[int, tuple[int, int]] | None = None,
     strict: bool = True,
     random: bool = False,
 ) -> tuple[EncoderOnly, Config, Report]:
     """The encoder of an official pre-training or fine-tuning state dict, for clips of ``frames`` frames of ``size`` (H, W).
 
     A fine-tuned file has no norm after its blocks (its ``fc_norm`` follows the pooling and belongs to the head), so that encoder has none
-    either. ``strict``: refuse tensors of the encoder that are missing or unknown. ``random``: the same architecture, untrained.
+    either. ``said``: settings from beside the file. ``trained``: frames and size of its own clips, where known; a learned table's grid is
+    guessed otherwise. ``strict``: refuse tensors of the encoder that are missing or unknown. ``random``: the same architecture, untrained.
     Raises CheckpointError, ConfigError.
     """
     state, layout = layout_of(state, where)
-    config = settings_of(state, layout, where, settings)
-    kernel = state[("encoder." if layout == "pretrain" else "") + MARKER]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        encoder = config.build_encoder(frames=frames, size=size, channels=kernel.shape[1])
+    config = settings_of(state, layout, where, settings, said)
+    first = "encoder." if layout == "pretrain" else ""
+    kernel, table = state[first + MARKER], state.get(f"{first}pos_embed") if config.position == "learned" else None
+    stored = None if table is None else _stored(table, kernel, config, trained, where, frames=frames, size=size)
+    encoder = build_for(config, kernel, stored, frames=frames, size=size, where=where)
     if layout == "classifier" and "norm.weight" not in state:
         encoder = encoder.variant(norm=False)
     given, unused, unexpected = _sorted(state, layout, set(encoder.state_dict()))
     missing = tuple(official_name(f"encoder.{name}", layout) for name in encoder.state_dict() if name not in given)
     wrong = [name for name in unexpected if layout == "classifier" or name.startswith("encoder.")]
     if strict and (missing or wrong):
-        said = [f"{len(missing)} missing ({some(missing)})"] if missing else []
-        said += [f"{len(wrong)} unknown ({some(wrong)})"] if wrong else []
         raise CheckpointError(
-            f"{where} does not fit this encoder: of its tensors {' and '.join(said)}; it may be of another family, or method settings are "
-            "wrong. load(..., strict=False) takes what fits and leaves the rest random"
+            f"{where} does not fit this encoder: of its tensors {strict_problem(missing, wrong)}; it may be of another family, or method "
+            "settings are wrong. load(..., strict=False) takes what fits and leaves the rest random"
         )
-    resized = [] if random else fill(encoder, given, str(where))
-    loaded = () if random else tuple(said for said, _ in given.values())
-    return EncoderOnly(encoder=encoder), config, Report(LAYOUTS[layout], loaded, missing, unexpected, unused, tuple(resized))
+    reshaped = () if random else fill(encoder, given, str(where))
+    lines = lines_of(
+        state, given, encoder, missing=missing, unexpected=unexpected, unused=unused, reshaped=reshaped, random=random
+    )  # fmt: skip
+    notes = said_patch(config.patch[0], kernel.shape[2])
+    if table is not None and trained is None:
+        notes += said_doubt(table.shape[-2], asked_grid(config, frames, size), kernel.shape[2:])
+    notes += said_positions(encoder, frames=frames, size=size, guessed=table is not None and trained is None)
+    return EncoderOnly(encoder=encoder), config, Report(LAYOUTS[layout], lines, notes)
+
+
+def _stored(
+    table: Tensor,
+    kernel: Tensor,
+    config: Config,
+    trained: tuple[int, tuple[int, int]] | None,
+    where: str | Path,
+    *,
+    frames: int,
+    size: tuple[int, int],
+) -> Grid | None:
+    """The grid of a learned table. Raises CheckpointError where its rows are those of no grid."""
+    cube, rows = tuple(kernel.shape[2:]), table.shape[-2]
+    if trained is not None:
+        own = trained[0] // cube[0], trained[1][0] // cube[1], trained[1][1] // cube[2]
+        found = own if math.prod(own) == rows else None
+    else:
+        found = stored_grid(rows, asked_grid(config, frames, size), cube)
+    if found is None:
+        t, h, w = asked_grid(config, frames, size)
+        raise CheckpointError(
+            f"{where} holds positions for {rows} cubes, which are no slots of square pictures and not the {t}x{h}x{w} of {frames} frames "
+            f"of {size[0]}x{size[1]} either: give the frames and the size of the clips that it was trained with"
+        )
+    return found
 
 
 def _sorted(
     state: Mapping[str, Tensor], layout: Layout, own: set[str]
-) -> tuple[dict[str, tuple[str, Tensor]], tuple[str, ...], tuple[str, ...]]:
+) -> tuple[dict[str, tuple[tuple[str, ...], Tensor]], tuple[str, ...], tuple[str, ...]]:
     """(our name -> (official name, tensor)) of the encoder's tensors; names of other known parts; unknown names."""
-    given: dict[str, tuple[str, Tensor]] = {}
+    given: dict[str, tuple[tuple[str, ...], Tensor]] = {}
     unused, unexpected = [], []
     for name, value in state.items():
         try:
@@ -207,5 +276,5 @@ def _sorted(
         elif inner not in own:
             unexpected.append(name)
         else:
-            given[inner] = name, value[0] if inner == "position.rows" else value
+            given[inner] = (name,), value[0] if inner == "position.rows" and value.ndim == 3 else value
     return given, tuple(unused), tuple(unexpected)

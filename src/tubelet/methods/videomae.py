@@ -56,7 +56,8 @@ class Config(Settings):
     ``patch``: frames, rows, columns of a cube. ``position``: the table of positions; "sinusoid" is 1-D over the raster index, as released.
     ``attention``: "qv_bias" as released, "bias", "no_bias", "cosine". ``eps``: of every
     LayerNorm. ``drop_path``, ``dropout``: chances in the encoder. ``loss``: how an answer's error is measured. ``init_values`` > 0 adds
-    LayerScale. ``mean``, ``std``: per channel in [0, 1] units, or one for all (default ImageNet).
+    LayerScale. ``class_token``: a learned token without a place is read beside the cubes, as image models have it (pool "class").
+    ``mean``, ``std``: per channel in [0, 1] units, or one for all (default ImageNet).
     ``init``: how the encoder starts, "xavier" for pre-training, "truncated" for a classifier from scratch. ``align``: with captions, None =
     no.
     """
@@ -72,6 +73,7 @@ class Config(Settings):
     attention: AttentionKind = "qv_bias"
     eps: float = Field(1e-6, gt=0)
     init_values: float = Field(0.0, ge=0)
+    class_token: bool = False
     drop_path: Rate = 0.0
     dropout: Rate = 0.0
     decoder: DecoderConfig = DecoderConfig()
@@ -133,8 +135,9 @@ class Config(Settings):
         encoder = VideoEncoder(
             pixels=pixels,
             embed=TubeletEmbed(dim=dim, patch=self.patch, channels=channels),
-            position=make_position(self.position, dim=dim, grid=self.grid(frames, size)),
+            position=make_position(self.position, dim=dim, grid=self.grid(frames, size), class_row=self.class_token),
             trunk=Encoder(blocks=blocks, norm=norm, drop_path=self.drop_path, dropout=self.dropout),
+            class_token=self.class_token,
         )
         (xavier if self.init == "xavier" else truncated)(encoder)
         return encoder
@@ -290,5 +293,5 @@ class VideoMAE(Method):
             self.align.after_step()
 
     def groups(self, phase: str) -> list[Group]:
-        """No weight decay on 1-D parameters, biases and the mask token (page section 4)."""
-        return decay_groups(self.named_parameters(), exempt={"token"})
+        """No weight decay on 1-D parameters, biases, the mask token and the class token (page section 4)."""
+        return decay_groups(self.named_parameters(), exempt={"token", "class_token", "class_row"})

@@ -10,6 +10,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tubelet.core import TokenGrid, patchify, to_unit
+from tubelet.errors import ConfigError
+
+
+def retime_kernel(weight: Tensor, frames: int) -> Tensor:
+    """A kernel (D, C, u, P, P) for cubes of another number of frames, so that a still clip keeps its embedding.
+
+    More frames: each is spread evenly over those that take its place. Fewer: neighbours are summed. For factors of 2, inflating and
+    deflating again gives the same bits. Raises ConfigError where neither number divides the other.
+    """
+    old = weight.shape[2]
+    if frames % old == 0:
+        return weight if frames == old else weight.repeat_interleave(frames // old, 2) / (frames // old)
+    if old % frames == 0:
+        return weight.unflatten(2, (frames, old // frames)).sum(3)
+    raise ConfigError(f"a kernel for {old} frames cannot be made one for {frames}: one number must divide the other")
 
 
 class Pixels(nn.Module):

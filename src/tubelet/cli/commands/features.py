@@ -27,6 +27,7 @@ from tubelet.cli.options import (
     Pool,
     Random,
     Seed,
+    Sha256,
     Sources,
     TestSources,
     TestSplit,
@@ -44,7 +45,7 @@ PROBES = ("linear", "attentive")
 Model = Annotated[
     str,
     typer.Argument(
-        help="Run folder of tubelet pretrain, one of its .safetensors files, an official VideoMAE .pth, or a folder of transformers",
+        help="Run folder of tubelet pretrain, one of its files, an official VideoMAE .pth, a folder of transformers, or an image ViT",
         metavar="RUN",
     ),
 ]
@@ -85,6 +86,7 @@ def embed(
     settings: DataSet = [],  # noqa: B006
     imports: Import = [],  # noqa: B006
     random: Random = False,
+    sha256: Sha256 = None,
     overwrite: Overwrite = False,
     quiet: Annotated[bool, flag("Print nothing but errors.", "--quiet", panel=OUTPUT)] = False,
 ) -> None:
@@ -106,6 +108,7 @@ def embed(
             settings=settings,
             random=random,
             imports=imports,
+            sha256=sha256,
             overwrite=overwrite,
             progress=step,
         )
@@ -169,6 +172,7 @@ def knn(
     device: Device = "auto",
     imports: Import = [],  # noqa: B006
     random: Random = False,
+    sha256: Sha256 = None,
     settings: DataSet = [],  # noqa: B006
     json_out: Json = None,
     details: Details = False,
@@ -181,6 +185,7 @@ def knn(
     _evaluate(
         "knn", run, sources, json_out, picture, details, test_sources,
         k=k, pool=pool, train=train, test=test, batch=batch, device=device, random=random, imports=imports, settings=settings,
+        sha256=sha256,
     )  # fmt: skip
 
 
@@ -215,6 +220,7 @@ def probe(
     device: Device = "auto",
     imports: Import = [],  # noqa: B006
     random: Random = False,
+    sha256: Sha256 = None,
     seed: Seed = 0,
     groups: Annotated[
         str | None,
@@ -241,5 +247,5 @@ def probe(
     _evaluate(
         "probe", run, sources, json_out, picture, details, test_sources, doing="probing" if kind == "attentive" else "embedding",
         kind=kind, memory=memory, pool=pool, train=train, test=test, batch=batch, device=device, random=random, imports=imports, seed=seed,
-        groups=groups, settings=settings,
+        groups=groups, settings=settings, sha256=sha256,
     )  # fmt: skip
