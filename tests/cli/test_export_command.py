@@ -71,13 +71,31 @@ def test_options_reach_the_function(cli, public):
     assert (got.code, got.out, got.err) == (0, "what was written\n", "")
     cli("export", "runs/a", "out.pth", "--to", "official", "--weights", "ema", "--encoder", "--set", "method.heads=2", "--overwrite")
     assert [args for args, _ in export.calls] == [("runs/a", "out"), ("runs/a", "out.pth")]
-    none: dict[str, Any] = {"to": "hf", "weights": "auto", "encoder": False, "overwrite": False, "imports": [], "settings": []}
+    none: dict[str, Any] = {
+        "to": "hf",
+        "weights": "auto",
+        "encoder": False,
+        "pool": None,
+        "overwrite": False,
+        "imports": [],
+        "settings": [],
+    }
     assert export.calls[0][1] == none
-    wanted = {"to": "official", "weights": "ema", "encoder": True, "overwrite": True, "imports": [], "settings": ["method.heads=2"]}
+    wanted = {
+        "to": "official",
+        "weights": "ema",
+        "encoder": True,
+        "pool": None,
+        "overwrite": True,
+        "imports": [],
+        "settings": ["method.heads=2"],
+    }
     assert export.calls[1][1] == wanted
-    got = cli("export", "runs/a", "out", "--to", "onnx", "--overwirte")
+    cli("export", "runs/a", "a.onnx", "--to", "onnx", "--pool", "slots")
+    assert (export.calls[2][1]["to"], export.calls[2][1]["pool"]) == ("onnx", "slots")
+    got = cli("export", "runs/a", "out", "--to", "onxn", "--overwirte")
     assert got.code == 2
-    assert "onnx" in got.err
+    assert "did you mean 'onnx'?" in got.err
     assert "did you mean '--overwrite'?" in got.err
 
 
@@ -236,8 +254,8 @@ def test_nothing_is_replaced_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "d.pth").mkdir()
     with pytest.raises(ConfigError, match="is a folder"):
         tubelet.export(run, tmp_path / "d.pth", to="official")
-    with pytest.raises(ConfigError, match="to='onnx': there are hf, official, safetensors"):
-        tubelet.export(run, tmp_path / "y", to="onnx")  # type: ignore[arg-type]  # on purpose
+    with pytest.raises(ConfigError, match="to='tflite': there are hf, official, safetensors, onnx, torch-export"):
+        tubelet.export(run, tmp_path / "y", to="tflite")  # type: ignore[arg-type]  # on purpose
     (tmp_path / "hf" / "holiday.mp4").write_bytes(b"x")
     with pytest.raises(ConfigError, match=r"holds holiday\.mp4, which is no part of an exported model"):
         tubelet.export(run, tmp_path / "hf", overwrite=True)

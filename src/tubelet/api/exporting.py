@@ -1,4 +1,4 @@
-"""A trained model as others read it: a folder of transformers, a file in the official layout, or one file of ours."""
+"""A trained model as others read it: a folder of transformers, an official file, one file of ours, or a graph of operators."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import tubelet
+from tubelet.api._graphs import choose, to_onnx, to_program
 from tubelet.api.classifiers import _finetuned_file, load_classifier
 from tubelet.api.loading import _tensors, _weights_file, load
 from tubelet.config import parse
@@ -24,6 +25,7 @@ from tubelet.data.settings import DataSettings
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.interop import transformers_videomae as theirs
 from tubelet.interop import videomae as official
+from tubelet.interop.graphs import need_onnx
 from tubelet.interop.transformers_settings import CARRIED, odd_targets, to_config, to_preprocessor
 from tubelet.methods.classifier import Classifier
 from tubelet.methods.videomae import Config, VideoMAE
@@ -31,8 +33,10 @@ from tubelet.nn.video import VideoEncoder
 from tubelet.train.checkpoint import atomic, read_meta, write_tensors
 from tubelet.weights import is_foreign
 
-To = Literal["hf", "official", "safetensors"]
-TARGETS: tuple[To, ...] = ("hf", "official", "safetensors")
+To = Literal["hf", "official", "safetensors", "onnx", "torch-export"]
+TARGETS: tuple[To, ...] = ("hf", "official", "safetensors", "onnx", "torch-export")
+GRAPHS = ("onnx", "torch-export")
+_ENDINGS = {"official": (".pth", ".safetensors"), "safetensors": (".safetensors",), "onnx": (".onnx",), "torch-export": (".pt2",)}
 ALONE = "the encoder alone has none of it: encoder=True, on the command line --encoder"
 _REPLACED = (".json", ".safetensors", ".bin", ".md", ".txt")  # what a model's folder may hold and --overwrite may remove
 
@@ -77,6 +81,7 @@ def export(
     to: To = "hf",
     weights: str = "auto",
     encoder: bool = False,
+    pool: str | None = None,
     overwrite: bool = False,
     imports: Sequence[str | Path] = (),
     settings: Sequence[str] = (),
@@ -85,14 +90,26 @@ def export(
 
     ``to``: "hf" = a folder that transformers opens with ``from_pretrained`` (VideoMAEForPreTraining, VideoMAEForVideoClassification for a
     fine-tuned run, VideoMAEModel for an encoder); "official" = a .pth or .safetensors file with the official VideoMAE names;
-    "safetensors" = one file with everything that :func:`tubelet.load` needs. ``weights``, ``imports``, ``settings``: as for
-    :func:`tubelet.load`. ``encoder``: the encoder alone. ``overwrite``: replace what ``out`` holds.
+    "safetensors" = one file with everything that :func:`tubelet.load` needs; "onnx" = an .onnx file, "torch-export" = a .pt2 archive that
+    ``torch.export.load`` opens: a graph that reads (B, C, T, H, W) uint8 pixels, any number of clips, and is held to the model before it
+    is written. A graph answers the logits of a fine-tuned run; of an encoder its ``pool``: tokens (B, N, D), the default, mean (B, D),
+    slots (B, t*D) or class (B, D). ``weights``, ``imports``, ``settings``: as for :func:`tubelet.load`. ``encoder``: the encoder alone.
+    ``overwrite``: replace what ``out`` holds.
     Written whole or not at all. Raises ConfigError that names what the target cannot express, CheckpointError.
     """
     if to not in TARGETS:
         raise ConfigError(f"to={to!r}: there are {', '.join(TARGETS)}")
+    if pool is not None and to not in GRAPHS:
+        raise ConfigError(f"pool={pool}: pooled answers are for {' and '.join(GRAPHS)}; to={to} writes weights")
     out = Path(out)
     _check_place(out, to, overwrite)
+    if to in GRAPHS:
+        if to == "onnx":
+            need_onnx()
+        chosen = choose(run, weights=weights, alone=encoder, pool=pool, imports=imports, settings=settings)
+        notes = to_onnx(chosen, out) if to == "onnx" else to_program(chosen, out)
+        tensors = sum(1 for _ in chosen.encoder.parameters())
+        return Exported(out, to, {"onnx": "ONNX graph", "torch-export": "program of torch.export"}[to], tensors, notes)
     if to == "safetensors":
         return _whole(Path(run), out, weights, encoder)
     model = _open(run, weights=weights, alone=encoder, imports=imports, settings=settings)
@@ -225,7 +242,7 @@ def _check_place(out: Path, to: To, overwrite: bool) -> None:
                 f"{out} holds {strange[0]}, which is no part of an exported model: it is not overwritten; give another folder"
             )
         return
-    endings = (".pth", ".safetensors") if to == "official" else (".safetensors",)
+    endings = _ENDINGS[to]
     if out.suffix not in endings:
         raise ConfigError(f"to={to} writes one file: {out} must end in {' or '.join(endings)}")
     if out.is_dir():

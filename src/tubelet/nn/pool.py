@@ -99,7 +99,7 @@ class Attentive(Pool):
         self.cross = CrossAttention(dim=dim, context=dim, heads=heads)
 
     def forward(self, tokens: Tokens) -> Tensor:
-        query = self.query.expand(len(tokens.x), -1, -1)
+        query = self.query.expand(tokens.x.shape[0], -1, -1)  # len() would fix the batch of an exported graph
         return self.cross(query, self.norm(tokens.x), tokens.valid)[:, 0]
 
 

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors
 import safetensors.torch
@@ -50,6 +50,17 @@ def atomic(path: Path) -> Iterator[Path]:
         raise CheckpointError(f"cannot write {path}: {why}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def torch_file(path: Path) -> Iterator[IO[bytes]]:
+    """A new file for torch's archives. Raises OSError where writing fails, in place of torch's own error, which does not say why."""
+    try:
+        with open(path, "wb") as file:
+            yield file
+    except RuntimeError as error:
+        reason = error.__context__
+        raise reason if isinstance(reason, OSError) else OSError(f"torch could not write its archive: {error}") from None
 
 
 def write_text(path: Path, text: str) -> None:

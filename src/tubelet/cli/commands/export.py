@@ -12,7 +12,8 @@ from tubelet.cli.checks import check_imports, data_settings
 from tubelet.cli.collect import CHECKS, SETTINGS, Command, one_of
 from tubelet.cli.options import MODEL, OUTPUT, Import, examples, flag, option
 
-TARGETS = ("hf", "official", "safetensors")
+TARGETS = ("hf", "official", "safetensors", "onnx", "torch-export")
+POOLS = ("tokens", "mean", "slots", "class")
 WEIGHTS = ("auto", "ema")
 CHECKS["export"] = check_imports
 SETTINGS["export"] = data_settings
@@ -25,17 +26,23 @@ SETTINGS["export"] = data_settings
         "tubelet export runs/first exported/ --to hf",
         "tubelet export runs/first encoder/ --to hf --encoder",
         "tubelet export runs/tuned tuned.pth --to official --weights ema",
+        "tubelet export runs/tuned tuned.onnx --to onnx",
+        "tubelet export runs/first encoder.pt2 --to torch-export --pool mean",
     ),
 )
 def export(
     run: Annotated[
         str, typer.Argument(help="Run folder, one of its .safetensors files, or weights of others that tubelet embed reads", metavar="RUN")
     ],
-    out: Annotated[str, typer.Argument(help="Folder (hf) or file (official: .pth, .safetensors; safetensors) to write", metavar="OUT")],
+    out: Annotated[
+        str,
+        typer.Argument(help="Folder (hf) or file to write: .pth, .safetensors, .onnx, .pt2 (torch-export)", metavar="OUT"),
+    ],
     to: Annotated[
         str,
         option(
-            "hf: a folder for transformers; official: a file with VideoMAE's names; safetensors: one file for tubelet.",
+            "hf: a folder for transformers; official: a file with VideoMAE's names; safetensors: one file for tubelet; "
+            "onnx, torch-export: a graph that runs without tubelet.",
             "--to",
             panel=OUTPUT,
             metavar="|".join(TARGETS),
@@ -43,6 +50,16 @@ def export(
         ),
     ] = "hf",
     encoder: Annotated[bool, flag("The encoder alone, without decoder, head, masking and alignment.", "--encoder", panel=MODEL)] = False,
+    pool: Annotated[
+        str | None,
+        option(
+            "What a graph of an encoder answers. Default: tokens; of a fine-tuned run logits.",
+            "--pool",
+            panel=MODEL,
+            metavar="|".join(POOLS),
+            callback=one_of(*POOLS),
+        ),
+    ] = None,
     weights: Annotated[
         str,
         option(
@@ -66,6 +83,6 @@ def export(
     of VideoMAEModel (an encoder), and gives the same features. What the target cannot express is named, and nothing is written.
     """
     found = tubelet.export(
-        run, out, to=cast(Any, to), weights=weights, encoder=encoder, overwrite=overwrite, imports=imports, settings=settings
+        run, out, to=cast(Any, to), weights=weights, encoder=encoder, pool=pool, overwrite=overwrite, imports=imports, settings=settings
     )
     typer.echo(str(found))
