@@ -102,8 +102,7 @@ def write_program(model: Deployed, file: Path, about: Mapping[str, str], said: s
         torch.export.save(program, out, extra_files={ABOUT: json.dumps(dict(about), indent=2)})  # pyright: ignore[reportArgumentType]
     with open(file, "rb") as back, _silent():
         again = torch.export.load(back).module()  # pyright: ignore[reportArgumentType] (any binary file)
-    with torch.no_grad():
-        return compare(model, again, said)
+    return compare(model, again, said)
 
 
 def need_onnx() -> None:
@@ -149,13 +148,14 @@ def write_onnx(
     return compare(model, lambda video: torch.from_numpy(session.run(None, {INPUT: video.numpy()})[0]), said)
 
 
+@torch.no_grad()
 def compare(model: Deployed, written: Callable[[Tensor], Tensor], said: str | Path) -> float:
     """The largest difference between a written graph and PyTorch on batches of 1, 2 and 5 clips of noise, in units of the answer's largest
     number. Raises CheckpointError where it is beyond the tolerance, or shapes differ."""
     worst = 0.0
     for batch in BATCHES:
         video = model.clips(batch)
-        wanted, found = model.reference(video), written(video).detach()
+        wanted, found = model.reference(video), written(video)
         if found.shape != wanted.shape:
             raise CheckpointError(
                 f"{said}: the written graph answers {tuple(found.shape)} to {batch} clips, the model {tuple(wanted.shape)}; nothing was "
