@@ -74,7 +74,7 @@ def test_options_reach_the_function(cli, public):
     convert = public("convert", gives="what was written")
     got = cli("convert", "a.pth", "out", "--to", "hf", "--set", "method.heads=2", "--overwrite")
     assert (got.code, got.out, got.err) == (0, "what was written\n", "")
-    assert convert.calls == [(("a.pth", "out"), {"to": "hf", "overwrite": True, "settings": ["method.heads=2"]})]
+    assert convert.calls == [(("a.pth", "out"), {"to": "hf", "overwrite": True, "settings": ["method.heads=2"], "download": False})]
     got = cli("convert", "a.pth", "out", "--to", "onnx", "--overwirte")
     assert got.code == 2
     assert "onnx" in got.err

@@ -71,9 +71,25 @@ def test_options_reach_the_function(cli, public):
     assert (got.code, got.out, got.err) == (0, "what was written\n", "")
     cli("export", "runs/a", "out.pth", "--to", "official", "--weights", "ema", "--encoder", "--set", "method.heads=2", "--overwrite")
     assert [args for args, _ in export.calls] == [("runs/a", "out"), ("runs/a", "out.pth")]
-    none: dict[str, Any] = {"to": "hf", "weights": "auto", "encoder": False, "overwrite": False, "imports": [], "settings": []}
+    none: dict[str, Any] = {
+        "to": "hf",
+        "weights": "auto",
+        "encoder": False,
+        "overwrite": False,
+        "imports": [],
+        "settings": [],
+        "download": False,
+    }
     assert export.calls[0][1] == none
-    wanted = {"to": "official", "weights": "ema", "encoder": True, "overwrite": True, "imports": [], "settings": ["method.heads=2"]}
+    wanted = {
+        "to": "official",
+        "weights": "ema",
+        "encoder": True,
+        "overwrite": True,
+        "imports": [],
+        "settings": ["method.heads=2"],
+        "download": False,
+    }
     assert export.calls[1][1] == wanted
     got = cli("export", "runs/a", "out", "--to", "onnx", "--overwirte")
     assert got.code == 2

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import tubelet
+from tubelet.api._common import local
 from tubelet.api._outside import _Beside, _beside, data_settings
 from tubelet.api.exporting import _check_place, _unofficial, _write_folder
 from tubelet.api.loading import _weights_file, _written_by_us
@@ -56,19 +57,27 @@ class Converted:
 
 
 def convert(
-    source: str | Path, out: str | Path, *, to: Form | None = None, overwrite: bool = False, settings: Sequence[str] = ()
+    source: str | Path,
+    out: str | Path,
+    *,
+    to: Form | None = None,
+    overwrite: bool = False,
+    settings: Sequence[str] = (),
+    download: bool = False,
 ) -> Converted:
     """Write an official VideoMAE file or a folder of transformers in the other layout, values bit for bit, with its decoder or head.
 
     ``to``: "hf" = a folder, "official" = a .pth or .safetensors file; None = by the ending of ``out``. ``settings``: what an official file
     does not say (``method.heads=6``, ``method.decoder.heads=3``, ``frames=16``, ``size=224``). ``overwrite``: replace what ``out`` holds.
+    ``download``: fetch an ``hf://`` source that the local cache lacks.
     Nothing in the source is executed; what is written is there whole or not at all. Raises CheckpointError for a source that is missing,
     damaged, of another family, or not whole; ConfigError, also with all that the target cannot express.
     """
     out = Path(out)
     form = _form(out, to)
-    path = _weights_file(Path(source), "auto")
-    _check_apart(Path(source), path, out)
+    source = local(source, download=download)
+    path = _weights_file(source, "auto")
+    _check_apart(source, path, out)
     _check_place(out, form, overwrite)
     if _written_by_us(path):
         read_meta(path)  # says what is wrong with a damaged file

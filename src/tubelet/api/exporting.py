@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import tubelet
+from tubelet.api._common import local
 from tubelet.api.classifiers import _finetuned_file, load_classifier
 from tubelet.api.loading import _tensors, _weights_file, load
 from tubelet.config import parse
@@ -80,19 +81,21 @@ def export(
     overwrite: bool = False,
     imports: Sequence[str | Path] = (),
     settings: Sequence[str] = (),
+    download: bool = False,
 ) -> Exported:
     """Write the model of a run folder, or of anything that :func:`tubelet.load` reads, for others.
 
     ``to``: "hf" = a folder that transformers opens with ``from_pretrained`` (VideoMAEForPreTraining, VideoMAEForVideoClassification for a
     fine-tuned run, VideoMAEModel for an encoder); "official" = a .pth or .safetensors file with the official VideoMAE names;
     "safetensors" = one file with everything that :func:`tubelet.load` needs. ``weights``, ``imports``, ``settings``: as for
-    :func:`tubelet.load`. ``encoder``: the encoder alone. ``overwrite``: replace what ``out`` holds.
+    :func:`tubelet.load`, ``download``, too. ``encoder``: the encoder alone. ``overwrite``: replace what ``out`` holds.
     Written whole or not at all. Raises ConfigError that names what the target cannot express, CheckpointError.
     """
     if to not in TARGETS:
         raise ConfigError(f"to={to!r}: there are {', '.join(TARGETS)}")
     out = Path(out)
     _check_place(out, to, overwrite)
+    run = local(run, download=download)
     if to == "safetensors":
         return _whole(Path(run), out, weights, encoder)
     model = _open(run, weights=weights, alone=encoder, imports=imports, settings=settings)

@@ -10,7 +10,7 @@ import tubelet
 from tubelet.cli.app import HELP, app
 from tubelet.cli.checks import data_settings
 from tubelet.cli.collect import SETTINGS, Command, one_of
-from tubelet.cli.options import MODEL, OUTPUT, examples, flag, option
+from tubelet.cli.options import MODEL, OUTPUT, Download, examples, flag, option
 
 FORMS = ("hf", "official")
 SETTINGS["convert"] = data_settings
@@ -26,7 +26,7 @@ SETTINGS["convert"] = data_settings
     ),
 )
 def convert(
-    source: Annotated[str, typer.Argument(help="Official VideoMAE file, or folder of a VideoMAE of transformers", metavar="IN")],
+    source: Annotated[str, typer.Argument(help="Official VideoMAE file, folder of a VideoMAE of transformers, or hf://NAME", metavar="IN")],
     out: Annotated[str, typer.Argument(help="File (.pth, .safetensors) or folder to write", metavar="OUT")],
     to: Annotated[
         str | None,
@@ -42,6 +42,7 @@ def convert(
         list[str],
         option("What an official file does not say (method.heads=6, frames=8). Repeat.", "--set", panel=MODEL, metavar="PATH=VALUE"),
     ] = [],  # noqa: B006
+    download: Download = False,
     overwrite: Annotated[bool, flag("Replace what OUT already holds.", "--overwrite", panel=OUTPUT)] = False,
 ) -> None:
     """Write weights of others in another layout, with decoder or head, bit for bit.
@@ -49,5 +50,5 @@ def convert(
     An official file of VideoMAE becomes a folder that transformers opens, and the other way round. What was converted, dropped and taken
     for granted is printed; what the target cannot express is named, and nothing is written.
     """
-    found = tubelet.convert(source, out, to=cast(Any, to), overwrite=overwrite, settings=settings)
+    found = tubelet.convert(source, out, to=cast(Any, to), overwrite=overwrite, settings=settings, download=download)
     typer.echo(str(found))
