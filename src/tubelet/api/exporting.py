@@ -103,10 +103,11 @@ def export(
 
 
 def _open(run: str | Path, *, weights: str, alone: bool, imports: Sequence[str | Path], settings: Sequence[str]) -> _Model:
-    if not alone and _finetuned_file(Path(run), weights) is not None:
-        tuned = load_classifier(run, weights=weights, device="cpu", imports=imports)
+    path = _weights_file(Path(run), weights)  # of an unfinished run its newest checkpoint, which holds a classifier's head, too
+    if not alone and _finetuned_file(path, weights) is not None:
+        tuned = load_classifier(path, weights=weights, device="cpu", imports=imports)
         return _classifier(tuned.model, _method(tuned.config, run), tuned.data, tuned.classes)
-    loaded = load(run, weights=weights, device="cpu", imports=imports, settings=settings)
+    loaded = load(path, weights=weights, device="cpu", imports=imports, settings=settings)
     method, encoder = _method(loaded.config, run), loaded.model.get_submodule("encoder")
     assert isinstance(encoder, VideoEncoder), "of the kind videomae"
     if isinstance(loaded.model, VideoMAE) and not alone:
