@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -141,6 +143,49 @@ def test_transformers_computes_what_the_official_file_does(tmp_path: Path, layou
     if layout == "pretrain":
         assert same(dict(read.decoder.norm.state_dict()), dict(source.decoder.norm.state_dict()))
         assert torch.equal(read.decoder.head.weight, source.head.weight)
+
+
+@pytest.mark.parametrize("part", ["weight/", "ft_weight/"])
+def test_the_recorded_answers_of_the_original_code_come_out_of_transformers(
+    shared: Callable[[str], Path], tmp_path: Path, cli: Any, part: str
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    with safe_open(shared("goldens/videomae_a.safetensors"), "pt") as file:
+        held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    torch.save({"model": {name.removeprefix(part): value for name, value in held.items() if name.startswith(part)}}, tmp_path / "in.pth")
+    said = ["method.heads=3", *(["method.decoder.heads=2"] if part == "weight/" else []), "frames=16", "size=[16,24]"]
+    got = cli("convert", str(tmp_path / "in.pth"), str(tmp_path / "hf"), *(word for text in said for word in ("--set", text)))
+    assert got.code == 0, got.err
+    assert "note: clips of" not in got.out
+    video = held["input/video"].transpose(1, 2)
+    with torch.no_grad():
+        if part == "weight/":
+            model = transformers.VideoMAEForPreTraining.from_pretrained(tmp_path / "hf")
+            for eps, name in ((1e-5, "hf_output/pred"), (1e-6, "output/pred")):  # of which the first rows were recorded
+                model.decoder.norm.eps = eps
+                rows = model(video, held["input/mask"].bool()).logits
+                assert torch.allclose(rows[:, : held[name].shape[1]], held[name], atol=1e-5)
+        else:
+            tuned = transformers.VideoMAEForVideoClassification.from_pretrained(tmp_path / "hf")
+            assert torch.allclose(tuned(video).logits, held["hf_output/ft_logits"], atol=1e-5)
+            tuned.fc_norm.eps = 1e-6
+            assert torch.allclose(tuned(video).logits, held["ft_output/logits"], atol=1e-5)
+
+
+def test_a_folder_of_videomae_v2_says_the_rest(tmp_path: Path) -> None:
+    encoder = Config.model_validate(METHOD | {"eps": 1e-5}).build_encoder(frames=4, size=(16, 16)).variant(norm=False)
+    state = to_official({f"encoder.{name}": value for name, value in shaken(encoder).state_dict().items()}, "classifier")
+    state |= {"fc_norm.weight": torch.ones(16), "fc_norm.bias": torch.zeros(16)}
+    (tmp_path / "v2").mkdir()
+    save_file({f"model.{name}": value.clone() for name, value in state.items()}, tmp_path / "v2" / "model.safetensors")
+    said = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 4, "layer_norm_eps": 1e-5, "num_frames": 4}
+    (tmp_path / "v2" / "config.json").write_text(json.dumps({"model_config": said}))
+    found = tubelet.convert(tmp_path / "v2", tmp_path / "hf")
+    assert (found.what, set(found.dropped)) == ("VideoMAEModel", {"fc_norm.weight", "fc_norm.bias"})
+    assert any("ImageNet's mean" in note for note in found.notes)
+    assert not any("heads" in note or "clips of" in note for note in found.notes)
+    one, two = (tubelet.load(tmp_path / name, device="cpu").encode(clip()).x for name in ("v2", "hf"))
+    assert torch.equal(one, two)
 
 
 def test_what_was_taken_for_granted_is_said(tmp_path: Path, cli: Any) -> None:

@@ -83,6 +83,7 @@ def test_names() -> None:
     assert hub_id("hf://MCG-NJU/videomae-base") == HubId("MCG-NJU/videomae-base")
     assert hub_id(Path("hf://MCG-NJU/videomae-base")) == HubId("MCG-NJU/videomae-base"), "a Path loses a slash"
     assert hub_id("hf://a/b@refs/pr/1") == HubId("a/b", "refs/pr/1")
+    assert hub_id("hf://a/b@new--try") == HubId("a/b", "new--try")
     assert str(hub_id("hf://a/b@v1.0")) == "hf://a/b@v1.0"
     for wrong in (
         "hf://",

@@ -52,7 +52,7 @@ class Converted:
 
     def __str__(self) -> str:
         lost = [f"dropped: {some(self.dropped)}"] if self.dropped else []
-        said = f"{self.path}: {self.what}, {self.tensors} tensors, of a {self.read}"
+        said = f"{self.path}: {self.what}, {self.tensors} tensors, from: {self.read}"
         return "\n".join([said, *lost, *(f"note: {note}" for note in self.notes)])
 
 
@@ -167,6 +167,8 @@ def _to_hf(
             text for name, text in (("frames", f"{data.frames} frames"), ("size", "{}x{} pixels".format(*data.hw))) if name not in given
         ]
         notes += [f"clips of {' of '.join(clips)}, which the file does not say: --set frames=N, --set size=N"] if clips else []
+    if not beside.pixels:
+        notes.append("its folder does not say how pixels are normalised: ImageNet's mean and standard deviation")
     if classes and not names:
         notes.append(f"the classes are named {classes[0]} to {classes[-1]}: the source has no names")
     _write_folder(out, write)

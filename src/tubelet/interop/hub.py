@@ -36,7 +36,7 @@ def hub_id(text: str | Path) -> HubId | None:
     if not (mark := _MARK.match(plain)) or (mark[0] == "hf:" and Path(plain).exists()):
         return None
     match = _ID.fullmatch(plain[mark.end() :])
-    if match is None or any(odd in plain for odd in ("..", "--")):
+    if match is None or ".." in plain or "--" in match["name"]:
         raise ConfigError(f"{plain!r} is no name on the hub: write hf://ORGANISATION/NAME, or hf://ORGANISATION/NAME@REVISION")
     return HubId(match["name"], match["revision"])
 
