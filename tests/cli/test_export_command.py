@@ -79,6 +79,7 @@ def test_options_reach_the_function(cli, public):
         "overwrite": False,
         "imports": [],
         "settings": [],
+        "download": False,
     }
     assert export.calls[0][1] == none
     wanted = {
@@ -89,6 +90,7 @@ def test_options_reach_the_function(cli, public):
         "overwrite": True,
         "imports": [],
         "settings": ["method.heads=2"],
+        "download": False,
     }
     assert export.calls[1][1] == wanted
     cli("export", "runs/a", "a.onnx", "--to", "onnx", "--pool", "slots")

@@ -48,7 +48,7 @@ def test_options_reach_the_function(cli, public):
     assert given == {
         "out": "runs/b", "recipe": "finetune-k400", "settings": ["epochs=3", "train.device=cpu"], "train": "part", "test": "final",
         "test_sources": None, "val_share": 0.2, "random": True, "weights": "ema", "sha256": "abc", "resume": True, "imports": ["m.py"],
-        "exclude": ["*bad*"], "quiet": True,
+        "download": False, "exclude": ["*bad*"], "quiet": True,
     }  # fmt: skip
     assert got.out == f"{SCORE}\n", "quiet still prints the result"
     assert "1 of 4 test items could not be read:\n  d: is empty" in got.err

@@ -48,7 +48,7 @@ def test_examples_in_help_are_right_command_lines(cli, public):
 
     for name in (
         "pretrain", "plan", "replay", "report", "reconstruct", "masks", "check", "embed", "knn", "probe", "finetune", "evaluate",
-        "retrieve", "zeroshot", "guide", "caption", "export",
+        "retrieve", "zeroshot", "guide", "caption", "export", "convert",
         "make_playground", "demo", "recipes", "show_recipe", "prepare", "merge_prepared", "bench_data",
     ):  # fmt: skip
         public(name, gives=ConfigError("reached"))

@@ -4,6 +4,7 @@ from tubelet.api.benching import bench_data
 from tubelet.api.captioning import Captioned, caption
 from tubelet.api.checking import check
 from tubelet.api.classifiers import LoadedClassifier, load_classifier
+from tubelet.api.converting import Converted, convert
 from tubelet.api.exporting import Exported, export
 from tubelet.api.features import embed, knn, probe
 from tubelet.api.finetuning import Finetuned, evaluate, finetune
@@ -20,6 +21,7 @@ from tubelet.api.showing import guide, masks
 
 __all__ = [
     "Captioned",
+    "Converted",
     "Exported",
     "Finetuned",
     "Loaded",
@@ -29,6 +31,7 @@ __all__ = [
     "bench_data",
     "caption",
     "check",
+    "convert",
     "embed",
     "evaluate",
     "export",

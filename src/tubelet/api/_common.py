@@ -16,6 +16,7 @@ from tubelet.config import Settings
 from tubelet.core import Masker, TokenGrid, Trainable
 from tubelet.data.settings import DataSettings
 from tubelet.errors import ConfigError
+from tubelet.interop.hub import hub_id, snapshot
 from tubelet.recipe import StageSettings
 
 Sources = str | Path | Sequence[str | Path]
@@ -48,6 +49,17 @@ def build_masker(masking: Settings, grid: Callable[[], TokenGrid], dim: Callable
 
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)  # noqa: T201 (progress of a long call; silent with quiet=True)
+
+
+def local(run: str | Path, *, download: bool = False) -> Path:
+    """A path; of ``hf://ORGANISATION/NAME`` the folder of the hub's local cache, whose commit is said. ``download``: fetch what it lacks.
+    Raises ConfigError, CheckpointError."""
+    wanted = hub_id(run)
+    if wanted is None:
+        return Path(run)
+    folder = snapshot(wanted, download=download)
+    say(f"{wanted}: commit {folder.name} in {folder}")
+    return folder
 
 
 def shown(sources: Sources) -> str:

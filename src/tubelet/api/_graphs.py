@@ -14,7 +14,7 @@ from torch import Tensor
 
 import tubelet
 from tubelet.api.classifiers import _finetuned_file, load_classifier
-from tubelet.api.loading import load
+from tubelet.api.loading import _weights_file, load
 from tubelet.core import Frozen, Tokens
 from tubelet.data.settings import DataSettings
 from tubelet.errors import CheckpointError, ConfigError
@@ -61,14 +61,15 @@ def choose(
 
     Raises ConfigError, CheckpointError.
     """
-    if pool is None and not alone and _finetuned_file(Path(run), weights) is not None:
+    path = _weights_file(Path(run), weights)  # of an unfinished run its newest checkpoint
+    if pool is None and not alone and _finetuned_file(path, weights) is not None:
         if settings:
             raise ConfigError(f"{', '.join(settings)}: a fine-tuned classifier keeps its settings; its encoder alone can be changed")
-        tuned = load_classifier(run, weights=weights, device="cpu", imports=imports)
+        tuned = load_classifier(path, weights=weights, device="cpu", imports=imports)
         encoder = tuned.model.encoder.inner if isinstance(tuned.model.encoder, Frozen) else tuned.model.encoder
         assert isinstance(encoder, VideoEncoder)
         return Chosen(encoder, tuned.model.readout, "logits", tuned.data, tuned.path, tuned.classes)
-    loaded = load(run, weights=weights, device="cpu", imports=imports, settings=settings)
+    loaded = load(path, weights=weights, device="cpu", imports=imports, settings=settings)
     encoder = getattr(loaded.model, "encoder", None)
     if not isinstance(encoder, VideoEncoder):
         raise ConfigError(f"{run}: a {type(loaded.model).__name__} has no video encoder that could be exported as a graph")

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tubelet.api._common import build
+from tubelet.api._common import build, local
 from tubelet.api.loading import Loaded, _tensors, load
 from tubelet.config import import_file, parse
 from tubelet.data.settings import DataSettings, Views
 from tubelet.errors import CheckpointError, ConfigError
+from tubelet.interop.hub import origin
 from tubelet.methods.classifier import Classifier
 from tubelet.methods.classifier import Config as ClassifierConfig
 from tubelet.nn.init import truncated
@@ -49,21 +50,24 @@ def start_of(
     imports: Sequence[str | Path] = (),
     settings: Sequence[str] = (),
     sha256: str | None = None,
+    download: bool = False,
 ) -> Start:
     """The encoder of a pre-training run, a fine-tuned run or an outside file, as :func:`tubelet.load` reads them.
 
     ``random``: the same architecture untrained, the from-scratch control. ``settings``: ``method.*`` of an outside file, and of a run its
-    ``method.patch``. ``sha256``: what the file's must be. Raises CheckpointError, ConfigError.
+    ``method.patch``. ``sha256``: what the file's must be. ``download``: fetch an ``hf://`` one. Raises CheckpointError, ConfigError.
     """
     loaded = run
     if not isinstance(loaded, Loaded):
-        loaded = load(loaded, weights=weights, device="cpu", random=random, imports=imports, settings=settings, sha256=sha256)
+        more: dict[str, Any] = {"sha256": sha256, "download": download}
+        loaded = load(loaded, weights=weights, device="cpu", random=random, imports=imports, settings=settings, **more)
     elif sha256 is not None:
         raise ConfigError("sha256: this model is loaded already; give it to tubelet.load")
     encoder, file = _encoder_of(loaded.model, loaded.config), loaded.path
     state = None if random else {k: v.detach().cpu() for k, v in encoder.state_dict().items()}
     about = {"path": str(file), "sha256": None if random else loaded.sha256 or sha256_of(file), "random": random}
     about |= {"settings": list(loaded.settings)} if loaded.settings else {}
+    about |= {"hub": place} if (place := origin(file)) else {}  # the path of a cache is that of one machine
     return Start(loaded.config["method"], loaded.data, state, encoder.position.shape, about)
 
 
@@ -156,9 +160,10 @@ def load_classifier(
         import_file(file)
     if weights not in ("auto", "ema"):
         raise ConfigError(f"weights={weights!r}: there are auto and ema")
-    path = _finetuned_file(Path(run), weights)
+    run = local(run)
+    path = _finetuned_file(run, weights)
     if path is None:
-        raise CheckpointError(f"{run} {_other(Path(run), weights)}")
+        raise CheckpointError(f"{run} {_other(run, weights)}")
     config = read_meta(path)["config"]
     data = parse(DataSettings, config["data"], where=str(path))
     settings = parse(ClassifierConfig, config["classifier"], where=str(path))
@@ -179,11 +184,14 @@ def load_classifier(
 def _frozen_start(config: Mapping[str, Any], path: Path, imports: Sequence[str | Path]) -> Start:
     """The encoder that a classifier of a frozen one was trained on. Raises CheckpointError where its file is gone or another."""
     asked = config["start"]
-    if not Path(asked["path"]).is_file():
+    place = Path(asked["path"])
+    if not place.is_file() and asked.get("hub"):
+        place = local(asked["hub"]) / place.name
+    if not place.is_file():
         raise CheckpointError(f"{path} needs the encoder that it was trained on, and {asked['path']} is not there")
-    start = start_of(asked["path"], random=asked["random"], imports=imports, settings=asked.get("settings", ()))
+    start = start_of(place, random=asked["random"], imports=imports, settings=asked.get("settings", ()))
     if start.about["sha256"] != asked["sha256"]:
-        raise CheckpointError(f"{path} needs the encoder that it was trained on, and {asked['path']} has changed since")
+        raise CheckpointError(f"{path} needs the encoder that it was trained on, and {place} has changed since")
     return start
 
 

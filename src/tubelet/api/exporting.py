@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import tubelet
+from tubelet.api._common import local
 from tubelet.api._graphs import choose, to_onnx, to_program
 from tubelet.api.classifiers import _finetuned_file, load_classifier
 from tubelet.api.loading import _tensors, _weights_file, load
@@ -85,6 +86,7 @@ def export(
     overwrite: bool = False,
     imports: Sequence[str | Path] = (),
     settings: Sequence[str] = (),
+    download: bool = False,
 ) -> Exported:
     """Write the model of a run folder, or of anything that :func:`tubelet.load` reads, for others.
 
@@ -93,8 +95,8 @@ def export(
     "safetensors" = one file with everything that :func:`tubelet.load` needs; "onnx" = an .onnx file, "torch-export" = a .pt2 archive that
     ``torch.export.load`` opens: a graph that reads (B, C, T, H, W) uint8 pixels, any number of clips, and is held to the model before it
     is written. A graph answers the logits of a fine-tuned run; of an encoder its ``pool``: tokens (B, N, D), the default, mean (B, D),
-    slots (B, t*D) or class (B, D). ``weights``, ``imports``, ``settings``: as for :func:`tubelet.load`. ``encoder``: the encoder alone.
-    ``overwrite``: replace what ``out`` holds.
+    slots (B, t*D) or class (B, D). ``weights``, ``imports``, ``settings``, ``download``: as for
+    :func:`tubelet.load`. ``encoder``: the encoder alone. ``overwrite``: replace what ``out`` holds.
     Written whole or not at all. Raises ConfigError that names what the target cannot express, CheckpointError.
     """
     if to not in TARGETS:
@@ -103,9 +105,10 @@ def export(
         raise ConfigError(f"pool={pool}: pooled answers are for {' and '.join(GRAPHS)}; to={to} writes weights")
     out = Path(out)
     _check_place(out, to, overwrite)
+    if to == "onnx":
+        need_onnx()
+    run = local(run, download=download)
     if to in GRAPHS:
-        if to == "onnx":
-            need_onnx()
         chosen = choose(run, weights=weights, alone=encoder, pool=pool, imports=imports, settings=settings)
         notes = to_onnx(chosen, out) if to == "onnx" else to_program(chosen, out)
         tensors = sum(1 for _ in chosen.encoder.parameters())
@@ -117,10 +120,11 @@ def export(
 
 
 def _open(run: str | Path, *, weights: str, alone: bool, imports: Sequence[str | Path], settings: Sequence[str]) -> _Model:
-    if not alone and _finetuned_file(Path(run), weights) is not None:
-        tuned = load_classifier(run, weights=weights, device="cpu", imports=imports)
+    path = _weights_file(Path(run), weights)  # of an unfinished run its newest checkpoint, which holds a classifier's head, too
+    if not alone and _finetuned_file(path, weights) is not None:
+        tuned = load_classifier(path, weights=weights, device="cpu", imports=imports)
         return _classifier(tuned.model, _method(tuned.config, run), tuned.data, tuned.classes)
-    loaded = load(run, weights=weights, device="cpu", imports=imports, settings=settings)
+    loaded = load(path, weights=weights, device="cpu", imports=imports, settings=settings)
     method, encoder = _method(loaded.config, run), loaded.model.get_submodule("encoder")
     assert isinstance(encoder, VideoEncoder), "of the kind videomae"
     if isinstance(loaded.model, VideoMAE) and not alone:

@@ -37,6 +37,7 @@ def encoder_of(
     random: bool = False,
     imports: Sequence[str | Path] = (),
     sha256: str | None = None,
+    download: bool = False,
 ) -> tuple[Loaded, list[str]]:
     """The encoder of a call, and its settings of data and views: those of the model (``method.heads=6``) are for outside weights."""
     of_model = [text for text in settings if text.startswith("method.")]
@@ -48,7 +49,7 @@ def encoder_of(
             raise ConfigError("sha256: this model is loaded already; give it to tubelet.load")
         return run, rest
     of_data = [text for text in rest if not text.startswith("views.")]
-    return load(run, device=device, random=random, imports=imports, settings=[*of_model, *of_data], sha256=sha256), rest
+    return load(run, device=device, random=random, imports=imports, settings=[*of_model, *of_data], sha256=sha256, download=download), rest
 
 
 def evaluation_data(loaded: Loaded, settings: Sequence[str], split: str | None) -> tuple[DataSettings, Views]:
@@ -73,18 +74,19 @@ def embed(
     random: bool = False,
     imports: Sequence[str | Path] = (),
     sha256: str | None = None,
+    download: bool = False,
     overwrite: bool = False,
     progress: Progress = None,
 ) -> Embeddings:
     """One vector for each video (or for each window of ``seconds``, every ``hop``), with key and time stamps.
 
     ``pool``: mean | slots | class. ``out``: .npz or .parquet. ``settings``: data settings and ``views.clips=4`` ... ``sha256``: what the
-    file of weights must have. Videos that cannot be read are listed in ``failures``, never replaced. Raises ConfigError, DataError,
-    CheckpointError.
+    file of weights must have. ``download``: fetch ``hf://`` weights that the local cache lacks. Videos that cannot be read are
+    listed in ``failures``, never replaced. Raises ConfigError, DataError, CheckpointError.
     """
     if out is not None:
         writable(out, overwrite=overwrite)
-    loaded, rest = encoder_of(run, settings, device=device, random=random, imports=imports, sha256=sha256)
+    loaded, rest = encoder_of(run, settings, device=device, random=random, imports=imports, sha256=sha256, download=download)
     data, views = evaluation_data(loaded, rest, split)
     table = open_table_for(sources, data)
     for name, value in (("seconds", seconds), ("hop", hop)):
@@ -160,6 +162,7 @@ def knn(
     random: bool = False,
     imports: Sequence[str | Path] = (),
     sha256: str | None = None,
+    download: bool = False,
     settings: Sequence[str] = (),
     json_out: str | Path | None = None,
     picture: str | Path | None = None,
@@ -168,12 +171,13 @@ def knn(
     """Top-1 of a weighted ``k``-nearest-neighbour vote on frozen features; nothing is fitted.
 
     ``train`` and ``test`` name splits of ``sources``; or give ``test_sources``, and all of ``sources`` is the training set. ``pool``:
-    mean | slots | class. ``random``: the control with random weights. ``sha256``: what the file of weights must have. ``json_out``: a file
-    for :meth:`Score.to_json`; ``picture``: one for the confusion matrix (.png). Raises ConfigError, DataError, CheckpointError.
+    mean | slots | class. ``random``: the control with random weights. ``sha256``: what the file of weights must have. ``download``: fetch
+    ``hf://`` weights. ``json_out``: a file for :meth:`Score.to_json`; ``picture``: one for the confusion matrix (.png).
+    Raises ConfigError, DataError, CheckpointError.
     """
     if problems := _picture_problems(picture):
         raise ConfigError(problems)
-    loaded, rest = encoder_of(run, settings, device=device, random=random, imports=imports, sha256=sha256)
+    loaded, rest = encoder_of(run, settings, device=device, random=random, imports=imports, sha256=sha256, download=download)
     halves = _halves(loaded, sources, rest, train=train, test=test, test_sources=test_sources, batch=batch)
     return _delivered(score_knn(*_vectors(loaded, halves, pool, progress), k=k), json_out, picture)
 
@@ -192,6 +196,7 @@ def probe(
     random: bool = False,
     imports: Sequence[str | Path] = (),
     sha256: str | None = None,
+    download: bool = False,
     seed: int = 0,
     groups: str | None = None,
     memory: float = 4.0,
@@ -216,7 +221,7 @@ def probe(
         problems.append(f"--memory {memory}: must be 0 or more GiB")
     if problems:
         raise ConfigError(problems)
-    loaded, rest = encoder_of(run, settings, device=device, random=random, imports=imports, sha256=sha256)
+    loaded, rest = encoder_of(run, settings, device=device, random=random, imports=imports, sha256=sha256, download=download)
     halves = _halves(loaded, sources, rest, train=train, test=test, test_sources=test_sources, batch=batch)
     together = None if groups is None else halves[0].table.groups(groups)
     if kind == "linear":

@@ -69,6 +69,7 @@ def finetune(
     resume: bool = False,
     imports: Sequence[str | Path] = (),
     sha256: str | None = None,
+    download: bool = False,
     exclude: Sequence[str] = (),
     quiet: bool = False,
 ) -> Finetuned:
@@ -79,7 +80,7 @@ def finetune(
     ``["classifier.layer_decay=0.8", "epochs=30", ...]``. ``train``, ``test``: splits of ``sources``; train "all" = everything, test None =
     no test. With ``test_sources`` all of ``sources`` is for training. ``val_share``: hold out this part of the training split and look at
     it during the run. ``random``: start from random weights, the control. ``weights``: auto | ema, of ``run``.
-    ``sha256``: what its file must have.
+    ``sha256``: what its file must have. ``download``: fetch it from the hub, where ``run`` is an ``hf://`` name.
 
     The folder ``out`` gets config.yaml, metrics.jsonl, checkpoints/, model.safetensors, report.html, validation.json and, once,
     results.json with confusion.png: the test items are read when training is done.
@@ -96,7 +97,7 @@ def finetune(
     asked = _recipe(recipe, [*of_run, *share], out, resume)
     check(asked.watch)
     device = pick_device(asked.train.device)
-    start = start_of(run, weights=weights, random=random, imports=imports, settings=of_model, sha256=sha256)
+    start = start_of(run, weights=weights, random=random, imports=imports, settings=of_model, sha256=sha256, download=download)
     split = train or (EVERYTHING if test_sources is not None else asked.data.split or "train")
     resolved = asked.on(start.data)
     data = resolved.data.model_copy(update={"split": None if split == EVERYTHING else split})
@@ -160,7 +161,7 @@ class _Job:
             s,
             self.out,
             identity=self._identity(),
-            free=(*FREE_DATA, "views", "start.path"),
+            free=(*FREE_DATA, "views", "start.path", "start.hub"),
             prepare=_Prepare(augment, plan, self.ranks.rank),
             hooks=looks,
             watch=watch,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tubelet.api._common import build, say
+from tubelet.api._common import build, local, say
 from tubelet.api._outside import data_settings, open_outside
 from tubelet.config import import_file, kinds, overlay, parse
 from tubelet.core import Batch, Frozen, Method, Stream, Tokens
@@ -65,9 +65,11 @@ def load(
     settings: Sequence[str] = (),
     strict: bool = True,
     sha256: str | None = None,
+    download: bool = False,
 ) -> Loaded:
     """The model of a run folder, of one of its .safetensors files, of an official VideoMAE file (.pth, .pt, .safetensors ...), of the
-    folder of a VideoMAE of transformers (which need not be installed), or of an image ViT. Of a fine-tuned run it is the encoder alone.
+    folder of a VideoMAE of transformers (which need not be installed), of one on the hub by its name (``hf://MCG-NJU/videomae-base``,
+    ``hf://...@REVISION``), or of an image ViT. Of a fine-tuned run it is the encoder alone.
 
     ``weights``: auto (model.safetensors, or the newest checkpoint of an unfinished run) | ema. ``random``: the same architecture with
     random weights, as a control. ``imports``: your own files whose method the run used. ``settings``: data settings such as ``frames=8``.
@@ -75,12 +77,13 @@ def load(
     ``settings`` say otherwise, also about its model (``method.heads=6``); a folder of transformers says all but the stride. Nothing in
     them is executed. Cubes of another number of frames (``method.patch=[4,16,16]``), of a run, too, and clips of another length and size
     are fitted, and said in ``notes``. ``strict``: refuse outside weights whose encoder lacks tensors or has unknown ones. ``sha256``: what
-    the file's must be, looked at before it is opened; a model in parts has one of its index and parts.
+    the file's must be, looked at before it is opened; a model in parts has one of its index and parts. ``download``: fetch what the hub's
+    local cache lacks; without it nothing touches the network.
     Raises CheckpointError, ConfigError.
     """
     for file in imports:
         import_file(file)
-    path = _weights_file(Path(run), weights)
+    path = _weights_file(local(run, download=download), weights)
     digest = None if sha256 is None else verified(path, sha256)
     if path.name.endswith(".json") or not _written_by_us(path):
         digest = digest or verified(path, None)

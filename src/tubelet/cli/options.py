@@ -46,6 +46,9 @@ Random = Annotated[bool, flag("Use the same architecture with random weights: th
 Sha256 = Annotated[
     str | None, option("Refuse a file of weights that has another sha256, before it is opened.", "--sha256", panel=MODEL, metavar="HEX")
 ]
+Download = Annotated[
+    bool, flag("Fetch hf:// weights that the local cache lacks; without it nothing touches the network.", "--download", panel=MODEL)
+]
 Pool = Annotated[
     str,
     option(

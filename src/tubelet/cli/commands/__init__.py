@@ -13,6 +13,7 @@ from tubelet.cli.commands import features as features
 from tubelet.cli.commands import language as language
 from tubelet.cli.commands import finetune as finetune
 from tubelet.cli.commands import export as export
+from tubelet.cli.commands import convert as convert
 from tubelet.cli.commands import pictures as pictures
 from tubelet.cli.commands import showing as showing
 from tubelet.cli.commands import playground as playground

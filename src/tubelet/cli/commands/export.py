@@ -10,7 +10,7 @@ import tubelet
 from tubelet.cli.app import HELP, app
 from tubelet.cli.checks import check_imports, data_settings
 from tubelet.cli.collect import CHECKS, SETTINGS, Command, one_of
-from tubelet.cli.options import MODEL, OUTPUT, Import, examples, flag, option
+from tubelet.cli.options import MODEL, OUTPUT, Download, Import, examples, flag, option
 
 TARGETS = ("hf", "official", "safetensors", "onnx", "torch-export")
 POOLS = ("tokens", "mean", "slots", "class")
@@ -74,6 +74,7 @@ def export(
         list[str],
         option("A setting that weights of others do not say (method.heads=6). Repeat.", "--set", panel=MODEL, metavar="PATH=VALUE"),
     ] = [],  # noqa: B006
+    download: Download = False,
     imports: Import = [],  # noqa: B006
     overwrite: Annotated[bool, flag("Replace what OUT already holds.", "--overwrite", panel=OUTPUT)] = False,
 ) -> None:
@@ -83,6 +84,15 @@ def export(
     of VideoMAEModel (an encoder), and gives the same features. What the target cannot express is named, and nothing is written.
     """
     found = tubelet.export(
-        run, out, to=cast(Any, to), weights=weights, encoder=encoder, pool=pool, overwrite=overwrite, imports=imports, settings=settings
+        run,
+        out,
+        to=cast(Any, to),
+        weights=weights,
+        encoder=encoder,
+        pool=pool,
+        overwrite=overwrite,
+        imports=imports,
+        settings=settings,
+        download=download,
     )
     typer.echo(str(found))

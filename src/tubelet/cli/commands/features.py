@@ -21,6 +21,7 @@ from tubelet.cli.options import (
     Batch,
     DataSet,
     Device,
+    Download,
     Import,
     Json,
     Overwrite,
@@ -45,7 +46,8 @@ PROBES = ("linear", "attentive")
 Model = Annotated[
     str,
     typer.Argument(
-        help="Run folder of tubelet pretrain, one of its files, an official VideoMAE .pth, a folder of transformers, or an image ViT",
+        help="Run folder of tubelet pretrain, one of its files, an official VideoMAE .pth, a folder of transformers, an image ViT, "
+        "or hf://NAME",
         metavar="RUN",
     ),
 ]
@@ -87,6 +89,7 @@ def embed(
     imports: Import = [],  # noqa: B006
     random: Random = False,
     sha256: Sha256 = None,
+    download: Download = False,
     overwrite: Overwrite = False,
     quiet: Annotated[bool, flag("Print nothing but errors.", "--quiet", panel=OUTPUT)] = False,
 ) -> None:
@@ -109,6 +112,7 @@ def embed(
             random=random,
             imports=imports,
             sha256=sha256,
+            download=download,
             overwrite=overwrite,
             progress=step,
         )
@@ -173,6 +177,7 @@ def knn(
     imports: Import = [],  # noqa: B006
     random: Random = False,
     sha256: Sha256 = None,
+    download: Download = False,
     settings: DataSet = [],  # noqa: B006
     json_out: Json = None,
     details: Details = False,
@@ -185,7 +190,7 @@ def knn(
     _evaluate(
         "knn", run, sources, json_out, picture, details, test_sources,
         k=k, pool=pool, train=train, test=test, batch=batch, device=device, random=random, imports=imports, settings=settings,
-        sha256=sha256,
+        sha256=sha256, download=download,
     )  # fmt: skip
 
 
@@ -221,6 +226,7 @@ def probe(
     imports: Import = [],  # noqa: B006
     random: Random = False,
     sha256: Sha256 = None,
+    download: Download = False,
     seed: Seed = 0,
     groups: Annotated[
         str | None,
@@ -247,5 +253,5 @@ def probe(
     _evaluate(
         "probe", run, sources, json_out, picture, details, test_sources, doing="probing" if kind == "attentive" else "embedding",
         kind=kind, memory=memory, pool=pool, train=train, test=test, batch=batch, device=device, random=random, imports=imports, seed=seed,
-        groups=groups, settings=settings, sha256=sha256,
+        groups=groups, settings=settings, sha256=sha256, download=download,
     )  # fmt: skip

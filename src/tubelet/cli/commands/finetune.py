@@ -21,6 +21,7 @@ from tubelet.cli.options import (
     RUN,
     DataSet,
     Device,
+    Download,
     Import,
     Json,
     Set,
@@ -66,7 +67,8 @@ def finetune(
     run: Annotated[
         str,
         typer.Argument(
-            help="Run folder to start from, one of its files, an official VideoMAE .pth, a folder of transformers, or an image ViT",
+            help="Run folder to start from, one of its files, an official VideoMAE .pth, a folder of transformers, an image ViT, "
+            "or hf://NAME",
             metavar="RUN",
         ),
     ],
@@ -87,6 +89,7 @@ def finetune(
     random: Annotated[bool, flag("Start from random weights: the from-scratch control.", "--random", panel=MODEL)] = False,
     weights: Weights = "auto",
     sha256: Sha256 = None,
+    download: Download = False,
     train: Annotated[
         str | None,
         option("Split to train on, or all. Default: train; with --test-sources all.", "--train", panel=DATA, metavar="NAME"),
@@ -115,7 +118,7 @@ def finetune(
     done = tubelet.finetune(
         run, sources, out=out, recipe=recipe, settings=[*settings, *([f"train.device={device}"] if device else [])], train=train,
         test=None if no_test else test, test_sources=None if no_test else list(test_sources) or None, val_share=val_share, random=random,
-        weights=weights, resume=resume, imports=imports, sha256=sha256, exclude=exclude, quiet=quiet,
+        weights=weights, resume=resume, imports=imports, sha256=sha256, download=download, exclude=exclude, quiet=quiet,
     )  # fmt: skip
     code = _ended(done.result, out, context.find_root().obj, quiet)
     for score, what in ((done.validation, "held-out items"), (done.score, "test items")):
