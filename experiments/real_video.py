@@ -18,6 +18,7 @@ from real_sets import DATA, GRID, JHMDB, SETS, Labelled, unlabelled
 from study import WORK, Entry, Found, Stopped, Study
 
 import tubelet
+from tubelet.errors import DataError
 from tubelet.tasks import Score
 from tubelet.tasks.probe import score_probe
 
@@ -71,7 +72,7 @@ class Work:
         """A run that goes on where it was stopped; its checkpoints stay, for the curve."""
         s = self.scale
         train = [f"steps={steps}", f"batch={s.batch}", f"train.warmup_steps={max(1, steps // 20)}", f"train.seed={seed}"]
-        keep = [f"train.checkpoint_every={max(1, steps // 12)}", "train.checkpoint_minutes=null", "train.keep=100"]
+        keep = [f"train.checkpoint_every={-(-steps // 12)}", "train.checkpoint_minutes=null", "train.keep=100"]
         watch = ["watch.pictures=0", "watch.probe=0"]
         settings = ["data.split=train", *self._clips(JHMDB), *s.settings, *train, *keep, *watch, *more]
         run = self.folder / out
@@ -160,6 +161,8 @@ class Work:
 
 def kept(score: Score) -> dict[str, Any]:
     """What of a score is written down: with it, which test items were right (1) in the order of their keys, for paired comparisons."""
+    if score.n_scored != score.n_total:
+        raise DataError(f"{score.n_total - score.n_scored} test items could not be read; what is compared must be the same items")
     keys = sorted(score.predictions)
     right = "".join(str(int(len(set(score.predictions[key])) == 1)) for key in keys)
     chosen = {name: score.details[name] for name in ("C", "lr", "weight_decay") if name in score.details}

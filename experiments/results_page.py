@@ -52,22 +52,27 @@ class Table:
     def __init__(self, study: Study) -> None:
         self.study = study
 
-    def scores(self, pattern: str, protocol: str) -> list[tuple[str, str]]:
-        """(right, groups) of every entry ``pattern`` + seed that is done."""
-        found = [self.study.result(e.name) for e in self.study.entries if e.name.startswith(pattern + "/")]
-        return [(f["scores"][protocol]["right"], f["groups"]) for f in found if f is not None and protocol in f["scores"]]
+    def scores(self, pattern: str, protocol: str) -> tuple[list[tuple[str, str]], str]:
+        """(right, groups) of every entry ``pattern`` + seed that is done, and how many there are, in words. Several fine-tunings of one
+        encoder (``0``, ``0+1`` ...) count where there is one encoder, and its first alone where there are several."""
+        done = {e.name: r for e in self.study.entries if e.name.startswith(pattern + "/") and (r := self.study.result(e.name)) is not None}
+        done = {name: r for name, r in done.items() if protocol in r["scores"]}
+        encoders = [name for name in done if "+" not in name]
+        used = encoders if len(encoders) > 1 else list(done)
+        words = f", {len(used)} {'encoders' if used == encoders else 'fine-tunings'}" if len(used) > 1 else ""
+        return [(done[name]["scores"][protocol]["right"], done[name]["groups"]) for name in used], words
 
     def cell(self, pattern: str, protocol: str) -> str:
-        """``41.3 [35.1, 47.0], 3 seeds``, in per cent."""
-        found = self.scores(pattern, protocol)
+        """``41.3 [35.1, 47.0], 3 encoders``, in per cent."""
+        found, words = self.scores(pattern, protocol)
         if not found:
             return "not run"
         mean, low, high = (100 * v for v in interval(*shares(found)))
-        return f"{mean:.1f} [{low:.1f}, {high:.1f}]" + (f", {len(found)} seeds" if len(found) > 1 else "")
+        return f"{mean:.1f} [{low:.1f}, {high:.1f}]{words}"
 
     def gap(self, first: str, second: str, protocol: str, other: str | None = None) -> str:
         """Paired difference in points with its interval."""
-        a, b = self.scores(first, protocol), self.scores(second, other or protocol)
+        (a, _), (b, _) = self.scores(first, protocol), self.scores(second, other or protocol)
         if not a or not b:
             return "not run"
         right_a, group = shares(a)

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from typing import Any
 
 import torch
 from claims import HERE, RESULTS
+
+from tubelet.errors import TubeletError
 
 WORK = Path(os.environ.get("TUBELET_STUDY", HERE.parent / "runs" / "study"))  # runs and manifests: hundreds of MB, not committed
 Found = Mapping[str, Any]
@@ -66,32 +69,53 @@ class Study:
             print(f"{self.name} needs a GPU; nothing was run")
             return
         chosen = [e for e in self.entries if any(fnmatch(e.name, pattern) for pattern in only)]
-        redo = {e.name for e in chosen} if again else set()
+        if again:
+            self._forget(chosen)
+        failed: set[str] = set()
         try:
-            while (entry := self._next(chosen, redo)) is not None:
-                redo.discard(entry.name)
+            while self._next([e for e in chosen if e.name not in failed], failed):
+                pass
         except Stopped as stopped:
             print(f"stopped by {stopped}; what was in hand goes on at the next call", flush=True)
             return
         for e in chosen:
             if self.result(e.name) is None:
                 waits = [n for n in e.needs if self.result(n) is None]
-                print(f"open: {e.name}" + (f", which needs {', '.join(waits)}" if waits else ", which another process has in hand"))
+                print(
+                    f"open: {e.name}" + (f", which needs {', '.join(waits)}" if waits else ", which failed or another process has in hand")
+                )
 
-    def _next(self, chosen: Sequence[Entry], redo: set[str]) -> Entry | None:
-        """Do the first entry that can be done; None where there is none."""
+    def _forget(self, chosen: Sequence[Entry]) -> None:
+        """Results and runs of entries, and of all that was built on them."""
+        gone: set[str] = set()
+        names = {e.name for e in chosen}
+        while names - gone:
+            gone |= names
+            names |= {e.name for e in self.entries if gone & set(e.needs)}
+        for name in sorted(gone):
+            self.path(name).unlink(missing_ok=True)
+            for folder in (WORK / self.name).glob(f"{name.replace('/', '-')}*"):
+                shutil.rmtree(folder)
+        print(f"forgotten: {', '.join(sorted(gone))}", flush=True)
+
+    def _next(self, chosen: Sequence[Entry], failed: set[str]) -> bool:
+        """Do the first entry that can be done; False where there is none. One that fails is said, and left for the next call."""
         for entry in chosen:
-            if self.result(entry.name) is not None and entry.name not in redo:
+            if self.result(entry.name) is not None:
                 continue
             needed = {name: self.result(name) for name in entry.needs}
             if any(found is None for found in needed.values()):
                 continue
             with _held(entry.name, self.name) as mine:
-                if not mine or (self.result(entry.name) is not None and entry.name not in redo):
+                if not mine or self.result(entry.name) is not None:
                     continue
-                self._measure(entry, {name: found for name, found in needed.items() if found is not None})
-                return entry
-        return None
+                try:
+                    self._measure(entry, {name: found for name, found in needed.items() if found is not None})
+                except TubeletError as error:
+                    print(f"{entry.name} failed: {error}", flush=True)
+                    failed.add(entry.name)
+                return True
+        return False
 
     def _measure(self, entry: Entry, needed: Mapping[str, Found]) -> None:
         print(f"{entry.name}: {entry.what} (about {entry.minutes:g} minutes)", flush=True)

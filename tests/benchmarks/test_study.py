@@ -17,6 +17,8 @@ import study as study_module
 from results_page import interval, page
 from study import Entry, Stopped, Study
 
+from tubelet.errors import DataError
+
 
 @pytest.fixture
 def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Study, list[str]]:
@@ -39,7 +41,7 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Study, list[
     return Study("toy", "a toy", entries), done
 
 
-def test_entries_wait_for_what_they_need_and_are_done_once(queue: tuple[Study, list[str]]) -> None:
+def test_entries_wait_for_what_they_need_and_are_done_once(queue: tuple[Study, list[str]], tmp_path: Path) -> None:
     toy, done = queue
     toy.run()
     assert done == ["a/0", "b/0", "late"]
@@ -49,8 +51,11 @@ def test_entries_wait_for_what_they_need_and_are_done_once(queue: tuple[Study, l
     assert {"minutes", "cpu_minutes", "machine", "torch", "date"} <= found.keys()
     toy.run()
     assert len(done) == 3
+    (tmp_path / "work" / "toy" / "b-0-run").mkdir()
     toy.run(["b/*"], again=True)
     assert done[3:] == ["b/0"]
+    assert toy.result("late") is None  # it was built on what is forgotten
+    assert not (tmp_path / "work" / "toy" / "b-0-run").exists()
 
 
 def test_what_is_open_is_said(queue: tuple[Study, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,6 +88,17 @@ def test_a_stopped_entry_is_not_done(queue: tuple[Study, list[str]], capsys: pyt
     assert toy.result("a/0") is None
     toy.run()
     assert done == ["a/0", "b/0", "late"]
+
+
+def test_an_entry_that_fails_does_not_hold_up_the_others(queue: tuple[Study, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(needed: Mapping[str, Any]) -> dict[str, Any]:
+        raise DataError("no such clip")
+
+    toy, done = queue
+    Study(toy.name, "", [Entry("z/0", "", 1, fail), *toy.entries]).run()
+    assert done == ["a/0", "b/0", "late"]
+    assert "z/0 failed: no such clip" in capsys.readouterr().out
+    assert toy.result("z/0") is None
 
 
 def test_intervals_are_wider_where_items_go_together() -> None:

@@ -113,6 +113,9 @@ def test_groups_stay_on_one_side_and_every_class_keeps_some() -> None:
     assert (out == held_out(labels, 0, groups_N=groups)).all()
     assert (out != held_out(labels, 1, groups_N=groups)).any()
     assert not held_out(np.array([0, 0, 1, 1]), 0, groups_N=["a", "a", "b", "b"]).any()  # no class would keep an item
+    two = held_out(np.repeat([0, 1], 20), 0, groups_N=[*"ab"] * 20)  # two subjects, each half of every class
+    assert two.sum() == 20
+    assert len(set(np.array([*"ab"] * 20)[two])) == 1
 
 
 def test_a_penalty_chosen_by_groups_does_not_reward_knowing_the_film() -> None:

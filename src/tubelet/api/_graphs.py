@@ -54,6 +54,14 @@ class Chosen:
         return said | ({"classes": json.dumps(list(self.classes))} if self.classes else {})
 
 
+def refuse_settings(settings: Sequence[str]) -> None:
+    """Raises ConfigError: a classifier's head was trained on clips and cubes of one kind."""
+    if settings:
+        raise ConfigError(
+            f"{', '.join(settings)}: a fine-tuned classifier keeps its settings; its encoder alone (--encoder) can be fitted to others"
+        )
+
+
 def choose(
     run: str | Path, *, weights: str, alone: bool, pool: str | None, imports: Sequence[str | Path], settings: Sequence[str]
 ) -> Chosen:
@@ -63,8 +71,7 @@ def choose(
     """
     path = _weights_file(Path(run), weights)  # of an unfinished run its newest checkpoint
     if pool is None and not alone and _finetuned_file(path, weights) is not None:
-        if settings:
-            raise ConfigError(f"{', '.join(settings)}: a fine-tuned classifier keeps its settings; its encoder alone can be changed")
+        refuse_settings(settings)
         tuned = load_classifier(path, weights=weights, device="cpu", imports=imports)
         encoder = tuned.model.encoder.inner if isinstance(tuned.model.encoder, Frozen) else tuned.model.encoder
         assert isinstance(encoder, VideoEncoder)
@@ -87,14 +94,17 @@ def to_program(chosen: Chosen, out: Path) -> tuple[str, ...]:
 def to_onnx(chosen: Chosen, out: Path) -> tuple[str, ...]:
     """Write an .onnx file, and one beside it where 2 GiB do not hold the weights; notes on it. Raises CheckpointError."""
     graph = chosen.graph()
-    data = None if graphs.parts(graph) == 1 else f"{out.name}.data"
-    place = out.absolute().with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
+    mark = uuid.uuid4().hex[:8]
+    # Of its own name, so that an older graph keeps its weights until the new one is in its place.
+    data = None if graphs.parts(graph) == 1 else f"{out.name}.{mark}.data"
+    place = out.absolute().with_name(f".{out.name}.{mark}.tmp")
     try:
         place.mkdir(parents=True)
         off = graphs.write_onnx(graph, place / out.name, chosen.about(), out, output=chosen.output, data=data)
-        for name in [data] if data else []:
+        for name in ([data] if data else []) + [out.name]:  # the graph last: what it names is there
+            with open(place / name, "rb") as file:
+                os.fsync(file.fileno())
             os.replace(place / name, out.absolute().with_name(name))
-        os.replace(place / out.name, out)  # last: what it names is there
     except OSError as error:
         raise CheckpointError(f"cannot write {out}: {error}") from error
     finally:

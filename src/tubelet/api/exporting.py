@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 import tubelet
 from tubelet.api._common import local
-from tubelet.api._graphs import choose, to_onnx, to_program
+from tubelet.api._graphs import choose, refuse_settings, to_onnx, to_program
 from tubelet.api.classifiers import _finetuned_file, load_classifier
 from tubelet.api.loading import _tensors, _weights_file, load
 from tubelet.config import parse
@@ -39,7 +40,10 @@ TARGETS: tuple[To, ...] = ("hf", "official", "safetensors", "onnx", "torch-expor
 GRAPHS = ("onnx", "torch-export")
 _ENDINGS = {"official": (".pth", ".safetensors"), "safetensors": (".safetensors",), "onnx": (".onnx",), "torch-export": (".pt2",)}
 ALONE = "the encoder alone has none of it: encoder=True, on the command line --encoder"
-_REPLACED = (".json", ".safetensors", ".bin", ".md", ".txt")  # what a model's folder may hold and --overwrite may remove
+# What a model's folder holds, and --overwrite may therefore remove.
+_REPLACED = re.compile(
+    r"(config|(video_)?preprocessor_config)\.json|(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"
+)
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,8 @@ def export(
         tensors = sum(1 for _ in chosen.encoder.parameters())
         return Exported(out, to, {"onnx": "ONNX graph", "torch-export": "program of torch.export"}[to], tensors, notes)
     if to == "safetensors":
+        if settings:
+            raise ConfigError(f"{', '.join(settings)}: to=safetensors keeps a run as it is; settings change encoders for other targets")
         return _whole(Path(run), out, weights, encoder)
     model = _open(run, weights=weights, alone=encoder, imports=imports, settings=settings)
     return _to_hf(model, out) if to == "hf" else _to_official(model, out)
@@ -122,6 +128,7 @@ def export(
 def _open(run: str | Path, *, weights: str, alone: bool, imports: Sequence[str | Path], settings: Sequence[str]) -> _Model:
     path = _weights_file(Path(run), weights)  # of an unfinished run its newest checkpoint, which holds a classifier's head, too
     if not alone and _finetuned_file(path, weights) is not None:
+        refuse_settings(settings)
         tuned = load_classifier(path, weights=weights, device="cpu", imports=imports)
         return _classifier(tuned.model, _method(tuned.config, run), tuned.data, tuned.classes)
     loaded = load(path, weights=weights, device="cpu", imports=imports, settings=settings)
@@ -240,7 +247,7 @@ def _check_place(out: Path, to: To, overwrite: bool) -> None:
         held = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
         if held and not overwrite:
             raise ConfigError(f"{out} is not empty: give another folder, or overwrite=True (--overwrite)")
-        strange = [name for name in held if Path(name).suffix not in _REPLACED or (out / name).is_dir()]
+        strange = [name for name in held if not _REPLACED.fullmatch(name) or (out / name).is_dir()]
         if strange:
             raise ConfigError(
                 f"{out} holds {strange[0]}, which is no part of an exported model: it is not overwritten; give another folder"

@@ -36,19 +36,27 @@ def held_out(labels_N: np.ndarray, seed: int, share: float = HELD_OUT, groups_N:
 
 
 def _held_groups(labels_N: np.ndarray, seed: int, share: float, groups_N: Sequence[str]) -> np.ndarray:
-    """Groups in a seeded order; each is held out where that brings the classes nearer to ``share`` and leaves some of each to fit on."""
+    """Groups in a seeded order; each is held out where that brings the classes nearer to ``share`` and leaves some of each to fit on.
+
+    One at least, where one leaves some of each.
+    """
     names, group_N = np.unique(np.asarray(groups_N, dtype=str), return_inverse=True)
     whole = np.bincount(labels_N)
     wanted = np.where(whole > 1, np.maximum(1, np.round(share * whole)), 0)
-    taken = np.zeros_like(whole)
-    out = np.zeros(len(labels_N), bool)
-    order = hash_uniform(name_key(seed, "probe/held_out/groups"), torch.arange(len(names)), 1)[:, 0].numpy()
-    for group in np.argsort(order, kind="stable"):
-        rows = group_N == group
-        more = taken + np.bincount(labels_N[rows], minlength=len(whole))
-        if np.abs(wanted - more).sum() < np.abs(wanted - taken).sum() and (more < whole)[more > 0].all():
-            taken, out = more, out | rows
-    return out
+    order = np.argsort(hash_uniform(name_key(seed, "probe/held_out/groups"), torch.arange(len(names)), 1)[:, 0].numpy(), kind="stable")
+    sizes = {int(g): np.bincount(labels_N[group_N == g], minlength=len(whole)) for g in order}
+    taken, held = np.zeros_like(whole), list[int]()
+
+    def leaves_some(more_C: np.ndarray) -> bool:
+        return bool((more_C < whole)[more_C > 0].all())
+
+    for group, size in sizes.items():
+        if np.abs(wanted - taken - size).sum() < np.abs(wanted - taken).sum() and leaves_some(taken + size):
+            taken, held = taken + size, [*held, group]
+    if not held:  # few and large ones: that which overshoots least
+        fit = [group for group, size in sizes.items() if leaves_some(size)]
+        held = sorted(fit, key=lambda group: np.abs(wanted - sizes[group]).sum())[:1]
+    return np.isin(group_N, held)
 
 
 def grouped(groups: Mapping[str, str] | None, keys: Sequence[str]) -> list[str] | None:
