@@ -18,7 +18,7 @@ from study import Entry, Study
 
 PAGE = HERE.parent / "docs" / "results.md"
 IMAGES = PAGE.parent / "images" / "results"
-STARTS = {"random": "random weights", "jhmdb": "VideoMAE on its training clips", "all": "VideoMAE on 1,330 videos"}
+STARTS = {"random": "random weights", "jhmdb": "VideoMAE on JHMDB's 570", "all": "VideoMAE on 1,330"}
 DRAWS = 10_000
 FEW = 10
 HEAD = (HERE / "results_head.md").read_text(encoding="utf-8")
