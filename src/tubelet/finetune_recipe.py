@@ -102,6 +102,12 @@ def origins(recipe: str | Path, settings: Sequence[str], trained: DataSettings) 
     return {leaf: "the encoder's run" if {leaf, leaf.rpartition(".")[0]} & taken else origin for leaf, origin in found.items()}
 
 
+def clips_of(settings: Sequence[str]) -> list[str]:
+    """Of settings, those of the frames and the size of clips."""
+    whole = [_whole(text) for text in settings]
+    return [text for text in whole if text.partition("=")[0].strip() in ("data.frames", "data.size")]
+
+
 def _whole(text: str) -> str:
     """``epochs=5`` says ``train.epochs=5``."""
     key, equals, value = text.partition("=")

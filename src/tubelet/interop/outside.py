@@ -88,7 +88,7 @@ def said_positions(encoder: VideoEncoder, *, frames: int, size: tuple[int, int],
     try:
         old, new = encoder.position.shape, thw(TokenGrid.of((frames, *size), encoder.embed.patch, AXES))
     except ValueError as error:
-        raise ConfigError(f"{error}; change the clip's frames or size") from None
+        raise ConfigError(f"{error}; change the clip's frames or size, or the method's patch") from None
     doubt = " (the file does not say its grid; this is the likeliest)" if guessed else ""
     if old == new:
         return ()
