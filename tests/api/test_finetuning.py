@@ -351,7 +351,7 @@ def bare(path: Path, *, frames: int, size: int) -> torch.Tensor:
 def frozen_rows(run: Path) -> torch.Tensor:
     encoder = load_classifier(run, device="cpu").model.encoder
     assert isinstance(encoder, Frozen)
-    return encoder._inner[0].position.rows
+    return encoder.inner.position.rows
 
 
 # Without its own clips the one file could not be read, and the other one's 2x16x16 would be taken for 8x8x8.

@@ -21,7 +21,7 @@ from tubelet.errors import CheckpointError, ConfigError
 from tubelet.interop.image import to_image
 from tubelet.interop.transformers_settings import to_config
 from tubelet.interop.transformers_videomae import to_transformers
-from tubelet.interop.videomae import to_official
+from tubelet.interop.videomae import pooled_norm, to_official
 from tubelet.methods.classifier import Config as ClassifierConfig
 from tubelet.methods.videomae import Config
 from tubelet.nn.position import Learned, Separable, SinCos3d
@@ -167,7 +167,9 @@ def outside(path: Path, layout: str, position: str = "learned") -> Path:
         for n, v in state.items()
         if layout == "pretrain" or (n.startswith("encoder.") and ".norm." not in n.removeprefix("encoder.trunk.blocks"))
     }
-    torch.save({"model": to_official(own, layout)}, path)  # type: ignore[arg-type]  # one of the two
+    named = to_official(own, layout)  # type: ignore[arg-type]  # one of the two
+    named |= pooled_norm(config.width) if layout == "classifier" else {}
+    torch.save({"model": named}, path)
     return path
 
 

@@ -260,6 +260,19 @@ def test_a_table_that_is_missing_is_missed_and_heads_are_asked_for(tmp_path: Pat
         tubelet.load(kept(tmp_path / "v.pth", vit()), device="cpu")
 
 
+def test_a_norm_is_missed_where_none_follows_the_pooling(tmp_path: Path) -> None:
+    state = {name: value for name, value in vit().items() if not name.startswith("norm.")}
+    settings = [HEADED, "frames=2", "size=32"]
+    with pytest.raises(CheckpointError, match=r"2 missing \(norm\.weight, norm\.bias\)"):
+        tubelet.load(kept(tmp_path / "v.pth", state), device="cpu", settings=settings)
+    loaded = tubelet.load(tmp_path / "v.pth", device="cpu", settings=settings, strict=False)
+    assert loaded.report is not None
+    assert loaded.report.missing == ("norm.weight", "norm.bias")
+    assert "trunk.norm.weight" in encoder(loaded).state_dict()
+    pooled = tubelet.load(kept(tmp_path / "w.pth", vit(norm=False)), device="cpu", settings=settings)
+    assert "trunk.norm.weight" not in encoder(pooled).state_dict()
+
+
 def test_other_formats_cannot_express_a_class_token(tmp_path: Path) -> None:
     loaded = tubelet.load(kept(tmp_path / "v.pth", vit()), device="cpu", settings=[HEADED, "frames=2", "size=32"])
     config = parse(Config, loaded.config["method"])

@@ -56,7 +56,8 @@ def start_of(
     """The encoder of a pre-training run, a fine-tuned run or an outside file, as :func:`tubelet.load` reads them.
 
     ``random``: the same architecture untrained, the from-scratch control. ``settings``: ``method.*`` of an outside file, and of a run its
-    ``method.patch``; frames and size of the clips, which the table of a bare file is read for. ``sha256``: what the file's must be. ``download``: fetch an ``hf://`` one. Raises CheckpointError, ConfigError.
+    ``method.patch``; frames and size of the clips, which the table of a bare file is read for. ``sha256``: what the file's must be.
+    ``download``: fetch an ``hf://`` one. Raises CheckpointError, ConfigError.
     """
     loaded = run
     if not isinstance(loaded, Loaded):

@@ -167,7 +167,8 @@ def load_encoder(
     asked = asked_grid(config, frames, size)
     stored, guessed = _stored(plain, config, pictures, asked, where)
     kernel = plain[MARKER][:, :, None]
-    encoder = build_for(config, kernel, stored, frames=frames, size=size, where=where).variant(norm="norm.weight" in plain)
+    normed = "norm.weight" in plain or "fc_norm.weight" not in plain  # which follows the pooling instead, and is the head's
+    encoder = build_for(config, kernel, stored, frames=frames, size=size, where=where).variant(norm=normed)
     own = encoder.state_dict()
     given = _positions(plain, config, stored)
     unused = [name for name in plain if name.startswith(UNUSED)]
