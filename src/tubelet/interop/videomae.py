@@ -20,6 +20,7 @@ from tubelet.interop.outside import (
     asked_grid,
     build_for,
     fill,
+    grid_of,
     said_doubt,
     said_patch,
     said_positions,
@@ -234,7 +235,8 @@ def load_encoder(
     notes = said_patch(config.patch[0], kernel.shape[2])
     if table is not None and trained is None:
         notes += said_doubt(table.shape[-2], asked_grid(config, frames, size), kernel.shape[2:])
-    notes += said_positions(encoder, frames=frames, size=size, guessed=table is not None and trained is None)
+    own = None if trained is None else grid_of(kernel.shape[2:], *trained)
+    notes += said_positions(encoder, frames=frames, size=size, guessed=table is not None and trained is None, trained=own)
     return EncoderOnly(encoder=encoder), config, Report(LAYOUTS[layout], lines, notes)
 
 
@@ -251,7 +253,7 @@ def _stored(
     """The grid of a learned table. Raises CheckpointError where its rows are those of no grid."""
     cube, rows = tuple(kernel.shape[2:]), table.shape[-2]
     if trained is not None:
-        own = trained[0] // cube[0], trained[1][0] // cube[1], trained[1][1] // cube[2]
+        own = grid_of(cube, *trained)
         found = own if math.prod(own) == rows else None
     else:
         found = stored_grid(rows, asked_grid(config, frames, size), cube)
