@@ -186,6 +186,20 @@ def test_a_folder_of_timm_says_mean_std_and_the_size_of_its_pictures(tmp_path: P
     assert loaded.notes == ("tubelet 1 -> 2: kernel inflated",)
 
 
+def test_a_config_that_is_no_json_is_refused(tmp_path: Path) -> None:
+    save_file(vit(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("[" * 200_000)
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read as JSON"):
+        tubelet.load(tmp_path, device="cpu", settings=[HEADED, "frames=2"])
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_class_token_is_not_left_out(tmp_path: Path, strict: bool) -> None:
+    settings = [HEADED, "frames=2", "size=32", "method.class_token=false"]
+    with pytest.raises(ConfigError, match=r"method\.class_token=false: .* cannot be left out"):
+        tubelet.load(kept(tmp_path / "v.pth", vit()), device="cpu", settings=settings, strict=strict)
+
+
 @pytest.mark.parametrize("attention", ["bias", "qv_bias"])
 @pytest.mark.parametrize(("token", "scale"), [(True, False), (False, True)])
 def test_a_video_encoder_becomes_an_image_vit(tmp_path: Path, attention: str, token: bool, scale: bool) -> None:

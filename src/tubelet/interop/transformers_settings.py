@@ -171,11 +171,16 @@ def _pixels(preprocessor: Mapping[str, Any], channels: int) -> tuple[dict[str, l
     return found, []
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Any:
+    """What a file beside weights says. Raises CheckpointError."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({error})") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found = read_json(path)
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} holds no settings")
     return found
