@@ -186,6 +186,29 @@ def test_a_folder_of_timm_says_mean_std_and_the_size_of_its_pictures(tmp_path: P
     assert loaded.notes == ("tubelet 1 -> 2: kernel inflated",)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"std": [0, 0, 0]},
+        {"std": [0.2, -0.2, 0.2]},
+        {"std": [0.2, float("nan"), 0.2]},
+        {"mean": [float("nan")] * 3},
+        {"mean": [float("inf")] * 3},
+        {"mean": ["a"] * 3},
+        {"mean": []},
+    ],
+)
+def test_pixels_that_cannot_be_normalised_are_refused(tmp_path: Path, wrong: dict[str, list[float]]) -> None:
+    save_file(vit(), tmp_path / "model.safetensors")
+    said = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "input_size": [3, SIDE, SIDE]} | wrong
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": said}))
+    with pytest.raises(CheckpointError, match=r"config\.json, pretrained_cfg: (mean|std) .*must be finite"):
+        tubelet.load(tmp_path, device="cpu", settings=[HEADED, "frames=2"])
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ConfigError, match="must be finite, and above 0"):
+        tubelet.load(tmp_path / "model.safetensors", device="cpu", settings=[HEADED, "frames=2", "size=32", "method.std=[0,0,0]"])
+
+
 def test_a_config_that_is_no_json_is_refused(tmp_path: Path) -> None:
     save_file(vit(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("[" * 200_000)

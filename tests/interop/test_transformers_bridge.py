@@ -216,6 +216,9 @@ def test_what_is_wrong_with_a_configuration_is_said_at_once() -> None:
         from_config({"hidden_act": "relu", "patch_size": [8], "hidden_size": "wide"})
     with pytest.raises(CheckpointError, match=r"image_mean \[0\.5, 0\.5\]"):
         from_config({}, {"image_mean": [0.5, 0.5], "image_std": [0.5, 0.5]})
+    for wrong in ({"image_std": [0.5, float("nan"), 0.5]}, {"image_mean": [0.5, float("inf"), 0.5]}, {"image_mean": [10**400] * 3}):
+        with pytest.raises(CheckpointError, match="its preprocessor has image_mean"):
+            from_config({}, wrong)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from tubelet.interop.outside import (
     strict_problem,
 )
 from tubelet.interop.report import Report, lines_of
-from tubelet.interop.transformers_settings import read_json
+from tubelet.interop.transformers_settings import is_number, read_json
 from tubelet.methods.videomae import Config
 from tubelet.nn.embed import retime_kernel
 from tubelet.nn.video import AXES, VideoEncoder
@@ -63,11 +63,15 @@ class Pictures:
 
 
 def pictures_of(config: Mapping[str, Any], where: str | Path = "config.json") -> Pictures | None:
-    """The same of a parsed file, its ``pretrained_cfg``; None where it has none."""
+    """The same of a parsed file, its ``pretrained_cfg``; None where it has none. Raises CheckpointError for pixels that are no numbers, or
+    no deviation."""
     said = config.get("pretrained_cfg")
     if not isinstance(said, Mapping):
         return None
     pixels = {name: said[name] for name in ("mean", "std") if isinstance(said.get(name), list)}
+    for name, values in pixels.items():
+        if not values or not all(is_number(value) and (name == "mean" or value > 0) for value in values):
+            raise CheckpointError(f"{where}, pretrained_cfg: {name} {values}: the numbers must be finite, those of std above 0")
     size = None
     if isinstance(shape := said.get("input_size"), list) and len(shape) == 3 and all(isinstance(side, int) for side in shape):
         size = shape[1], shape[2]
