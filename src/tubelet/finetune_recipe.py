@@ -53,6 +53,8 @@ class FinetuneRecipe(Settings):
             problems.append("classifier.smoothing acts on class numbers, but data.augment makes soft targets; use data.augment.smoothing")
         if self.watch.pictures or self.watch.probe:
             problems.append("watch.pictures and watch.probe are for pre-training; fine-tuning shows the accuracy on val_share")
+        if self.val_groups is not None and not self.val_share:
+            problems.append(f"val_groups={self.val_groups} keeps items together in what val_share holds out, and val_share is 0: set both")
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -465,6 +465,7 @@ def test_other_mistakes(place: Path, tmp_path: Path) -> None:
     refused(ConfigError, "a run's model keeps its own settings", "method.heads=4")
     refused(ConfigError, "classifier.smoothing acts on class numbers", "classifier.smoothing=0.1")
     refused(ConfigError, "watch.pictures and watch.probe are for pre-training", "watch.pictures=2")
+    refused(ConfigError, "val_groups=film keeps items together in what val_share holds out, and val_share is 0", "val_groups=film")
     refused(ConfigError, "videomae is no recipe of fine-tuning", recipe="videomae")
     refused(CheckpointError, "no such run folder", run="nothing")
     with pytest.raises(ConfigError, match="finetune-k400 is a recipe of fine-tuning: use it with tubelet finetune; pretrain takes adamae"):
