@@ -53,6 +53,8 @@ class FinetuneRecipe(Settings):
             problems.append("classifier.smoothing acts on class numbers, but data.augment makes soft targets; use data.augment.smoothing")
         if self.watch.pictures or self.watch.probe:
             problems.append("watch.pictures and watch.probe are for pre-training; fine-tuning shows the accuracy on val_share")
+        if self.val_groups is not None and not self.val_share:
+            problems.append(f"val_groups={self.val_groups} keeps items together in what val_share holds out, and val_share is 0: set both")
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -100,6 +102,12 @@ def origins(recipe: str | Path, settings: Sequence[str], trained: DataSettings) 
     found = recipe_book.origins_of(loaded.on(trained).model_dump(mode="json"), given, [_whole(text) for text in settings], source)
     taken = {f"data.{name}" for name in loaded.inherited}
     return {leaf: "the encoder's run" if {leaf, leaf.rpartition(".")[0]} & taken else origin for leaf, origin in found.items()}
+
+
+def clips_of(settings: Sequence[str]) -> list[str]:
+    """Of settings, those of the frames and the size of clips."""
+    whole = [_whole(text) for text in settings]
+    return [text for text in whole if text.partition("=")[0].strip() in ("data.frames", "data.size")]
 
 
 def _whole(text: str) -> str:

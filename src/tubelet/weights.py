@@ -85,11 +85,12 @@ def _parts(index: Path) -> dict[str, str]:
     try:
         parts = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         named = {str(name): str(part) for name, part in parts.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{index} is no index of a model's parts: it has no weight_map") from None
-    strange = sorted({part for part in named.values() if Path(part).name != part})
+    strange = sorted({part for part in named.values() if Path(part).name != part or part in ("", "..") or not part.isprintable()})
     if strange:
-        raise CheckpointError(f"{index} names the part {strange[0]}, which does not lie beside it; nothing of it was read")
+        first = strange[0] if strange[0] and strange[0].isprintable() else ascii(strange[0])
+        raise CheckpointError(f"{index} names the part {first}, which does not lie beside it; nothing of it was read")
     return named
 
 
@@ -213,6 +214,8 @@ def sha256_of(path: str | Path) -> str:
                     digest.update(block)
         except FileNotFoundError:
             raise CheckpointError(f"{file}: no such file, and {path.name} names it") from None
+        except OSError as error:
+            raise CheckpointError(f"{file} cannot be read ({error.strerror})") from None
     return digest.hexdigest()
 
 

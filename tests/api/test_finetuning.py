@@ -24,14 +24,15 @@ from tubelet.api._labelled import open_labelled
 from tubelet.api.classifiers import build_classifier, build_encoder, load_classifier, start_of
 from tubelet.api.finetuning import Finetuned, evaluate, finetune
 from tubelet.config import to_yaml
-from tubelet.core import CounterDraw
+from tubelet.core import CounterDraw, Frozen
 from tubelet.data.evaluation import EvalFeed
 from tubelet.data.settings import DataSettings, Views
 from tubelet.data.source import open_table
 from tubelet.errors import CheckpointError, ConfigError, DataError
 from tubelet.interop.videomae import to_official
+from tubelet.methods.videomae import Config as VideoMAEConfig
 from tubelet.tasks.multiview import answers, average_views, score
-from tubelet.train.checkpoint import read_meta, read_tensors
+from tubelet.train.checkpoint import read_meta, read_tensors, write_tensors
 from tubelet.train.settings import TrainSettings
 from tubelet.train.step import Stepper
 
@@ -338,6 +339,61 @@ def test_a_frozen_encoder_is_found_again_or_asked_for(place: Path, tmp_path: Pat
         evaluate(tmp_path / "head", place / "clips" / "manifest.csv")
 
 
+def bare(path: Path, *, frames: int, size: int) -> torch.Tensor:
+    """A file of an encoder with a learned table for such clips, which does not say its grid; the table."""
+    torch.manual_seed(3)
+    method = VideoMAEConfig.model_validate({"dim": 32, "depth": 1, "heads": 2, "patch": (2, 8, 8), "position": "learned"})
+    state = {f"encoder.{name}": value for name, value in method.build_encoder(frames=frames, size=(size, size)).state_dict().items()}
+    torch.save(to_official(state, "classifier"), path)
+    return state["encoder.position.rows"]
+
+
+def frozen_rows(run: Path) -> torch.Tensor:
+    encoder = load_classifier(run, device="cpu").model.encoder
+    assert isinstance(encoder, Frozen)
+    return encoder.inner.position.rows
+
+
+# Without its own clips the one file could not be read, and the other one's 2x16x16 would be taken for 8x8x8.
+@pytest.mark.parametrize(("frames", "size"), [(8, 16), (4, 128)])
+def test_a_table_is_read_for_the_clips_that_are_given(place: Path, tmp_path: Path, frames: int, size: int) -> None:
+    rows = bare(tmp_path / "bare.pth", frames=frames, size=size)
+    own = (f"data.frames={frames}", f"size={size}", "stride=1", "data.crop=centre", "batch=4", "data.repeats=1")
+    still = ("method.heads=2", "ema=null", "steps=1", "lr=0", "min_lr=0", "data.augment.mixup=0", "data.augment.cutmix=0")
+    go(place, tmp_path / "tuned", *own, *still, run=tmp_path / "bare.pth", test=None)
+    assert torch.equal(read_tensors(tmp_path / "tuned" / "model.safetensors")["encoder.position.rows"], rows)
+    go(place, tmp_path / "head", *own, *still, "classifier.frozen=true", run=tmp_path / "bare.pth", test=None)
+    assert torch.equal(frozen_rows(tmp_path / "head"), rows)
+    ready = tubelet.load(tmp_path / "bare.pth", device="cpu", settings=["method.heads=2", *own[:3]])
+    assert start_of(ready).about == start_of(tmp_path / "bare.pth", settings=["method.heads=2", *own[:2]]).about
+
+    file = tmp_path / "head" / "model.safetensors"
+    tensors, meta = read_tensors(file), read_meta(file)
+    start = meta["config"]["start"]
+    assert (start["clips"], start["grid"]) == ([frames, size, size], [frames // 2, size // 8, size // 8])
+    start["grid"] = [1, 1, 2]
+    write_tensors(file, tensors, meta)
+    with pytest.raises(CheckpointError, match=f"positions for 1x1x2, and it is read as {frames // 2}x{size // 8}x{size // 8} now"):
+        load_classifier(tmp_path / "head", device="cpu")
+    if frames == 4:  # as older runs recorded it: guessed anew
+        del start["grid"], start["clips"]
+        write_tensors(file, tensors, meta)
+        assert frozen_rows(tmp_path / "head").shape == rows.shape
+
+
+def test_a_frozen_encoder_is_the_same_when_a_run_goes_on(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare(tmp_path / "bare.pth", frames=4, size=128)
+    own = ("method.heads=2", "classifier.frozen=true", "ema=null", "steps=3", "batch=4", "stride=1", "data.repeats=1")
+    own += ("data.augment.mixup=0", "data.augment.cutmix=0")
+    stop_after(monkeypatch, 1)
+    go(place, tmp_path / "run", *own, "frames=4", "size=128", run=tmp_path / "bare.pth", test=None)
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match=r"start\.grid: the checkpoint has \[2, 16, 16\], this call \[8, 8, 8\]"):
+        go(place, tmp_path / "run", "method.heads=2", run=tmp_path / "bare.pth", test=None, resume=True)
+    again = go(place, tmp_path / "run", "method.heads=2", "frames=4", "size=128", run=tmp_path / "bare.pth", test=None, resume=True)
+    assert again.result.stopped_by is None
+
+
 def folders(root: Path, videos: Path, **classes: int) -> Path:
     """root/CLASS/i.mp4; a name ``train_a`` becomes train/a."""
     clips = iter(sorted(videos.glob("clips/*.mp4")))
@@ -409,6 +465,7 @@ def test_other_mistakes(place: Path, tmp_path: Path) -> None:
     refused(ConfigError, "a run's model keeps its own settings", "method.heads=4")
     refused(ConfigError, "classifier.smoothing acts on class numbers", "classifier.smoothing=0.1")
     refused(ConfigError, "watch.pictures and watch.probe are for pre-training", "watch.pictures=2")
+    refused(ConfigError, "val_groups=film keeps items together in what val_share holds out, and val_share is 0", "val_groups=film")
     refused(ConfigError, "videomae is no recipe of fine-tuning", recipe="videomae")
     refused(CheckpointError, "no such run folder", run="nothing")
     with pytest.raises(ConfigError, match="finetune-k400 is a recipe of fine-tuning: use it with tubelet finetune; pretrain takes adamae"):

@@ -21,7 +21,7 @@ from tubelet.errors import CheckpointError, ConfigError
 from tubelet.interop.image import to_image
 from tubelet.interop.transformers_settings import to_config
 from tubelet.interop.transformers_videomae import to_transformers
-from tubelet.interop.videomae import to_official
+from tubelet.interop.videomae import pooled_norm, to_official
 from tubelet.methods.classifier import Config as ClassifierConfig
 from tubelet.methods.videomae import Config
 from tubelet.nn.position import Learned, Separable, SinCos3d
@@ -167,7 +167,9 @@ def outside(path: Path, layout: str, position: str = "learned") -> Path:
         for n, v in state.items()
         if layout == "pretrain" or (n.startswith("encoder.") and ".norm." not in n.removeprefix("encoder.trunk.blocks"))
     }
-    torch.save({"model": to_official(own, layout)}, path)  # type: ignore[arg-type]  # one of the two
+    named = to_official(own, layout)  # type: ignore[arg-type]  # one of the two
+    named |= pooled_norm(config.width) if layout == "classifier" else {}
+    torch.save({"model": named}, path)
     return path
 
 
@@ -192,7 +194,9 @@ def test_outside_weights_have_other_cubes(tmp_path: Path, layout: str, frames: i
     if slots == 4:
         with torch.no_grad():
             assert (loaded.encode(still(frames)).x - own.encode(still(8)).x).abs().max() < 1e-4
-    assert (len(loaded.notes) > 0) == (per_cube != 2 or (layout != "transformers" and slots != 4))
+    assert (len(loaded.notes) > 0) == (per_cube != 2 or slots != 4)
+    what = "computed for {}, where 4x4x6 was trained" if layout == "transformers" else "resized from 4x4x6 to {}"
+    assert any(what.format(f"{slots}x4x6") in note for note in loaded.notes) == (slots != 4)
 
 
 def test_cubes_of_another_side_are_refused_for_outside_weights(tmp_path: Path) -> None:

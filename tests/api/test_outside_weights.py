@@ -200,6 +200,19 @@ def test_encoder_tensors_that_do_not_match_are_refused(tmp_path: Path) -> None:
     assert "1 missing and left random" in str(loaded.report)
 
 
+def test_a_norm_is_missed_where_none_follows_the_pooling(tmp_path: Path) -> None:
+    state = {name: value for name, value in official("classifier").items() if not name.startswith("fc_norm.")}
+    with pytest.raises(CheckpointError, match=r"2 missing \(norm\.weight, norm\.bias\)"):
+        tubelet.load(saved(tmp_path / "o.pth", state), device="cpu", settings=SMALL)
+    loaded = tubelet.load(tmp_path / "o.pth", device="cpu", settings=SMALL, strict=False)
+    assert loaded.report is not None
+    assert loaded.report.missing == ("norm.weight", "norm.bias")
+    whole = state | {"norm.weight": torch.full((16,), 2.0), "norm.bias": torch.ones(16)}
+    full = tubelet.load(saved(tmp_path / "w.pth", whole), device="cpu", settings=SMALL)
+    assert full.report is not None
+    assert "norm.weight" in full.report.loaded
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

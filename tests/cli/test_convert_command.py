@@ -186,6 +186,9 @@ def test_a_folder_of_videomae_v2_says_the_rest(tmp_path: Path) -> None:
     assert not any("heads" in note or "clips of" in note for note in found.notes)
     one, two = (tubelet.load(tmp_path / name, device="cpu").encode(clip()).x for name in ("v2", "hf"))
     assert torch.equal(one, two)
+    tubelet.convert(tmp_path / "hf", tmp_path / "back.safetensors")  # an encoder without a norm, which is not taken for a damaged one
+    said_again = ["method.heads=4", "method.eps=1e-5", "frames=4", "size=16"]
+    assert torch.equal(tubelet.load(tmp_path / "back.safetensors", device="cpu", settings=said_again).encode(clip()).x, one)
 
 
 def test_what_was_taken_for_granted_is_said(tmp_path: Path, cli: Any) -> None:

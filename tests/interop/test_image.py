@@ -186,6 +186,43 @@ def test_a_folder_of_timm_says_mean_std_and_the_size_of_its_pictures(tmp_path: P
     assert loaded.notes == ("tubelet 1 -> 2: kernel inflated",)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"std": [0, 0, 0]},
+        {"std": [0.2, -0.2, 0.2]},
+        {"std": [0.2, float("nan"), 0.2]},
+        {"mean": [float("nan")] * 3},
+        {"mean": [float("inf")] * 3},
+        {"mean": ["a"] * 3},
+        {"mean": []},
+    ],
+)
+def test_pixels_that_cannot_be_normalised_are_refused(tmp_path: Path, wrong: dict[str, list[float]]) -> None:
+    save_file(vit(), tmp_path / "model.safetensors")
+    said = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "input_size": [3, SIDE, SIDE]} | wrong
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": said}))
+    with pytest.raises(CheckpointError, match=r"config\.json, pretrained_cfg: (mean|std) .*must be finite"):
+        tubelet.load(tmp_path, device="cpu", settings=[HEADED, "frames=2"])
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ConfigError, match="must be finite, and above 0"):
+        tubelet.load(tmp_path / "model.safetensors", device="cpu", settings=[HEADED, "frames=2", "size=32", "method.std=[0,0,0]"])
+
+
+def test_a_config_that_is_no_json_is_refused(tmp_path: Path) -> None:
+    save_file(vit(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("[" * 200_000)
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read as JSON"):
+        tubelet.load(tmp_path, device="cpu", settings=[HEADED, "frames=2"])
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_class_token_is_not_left_out(tmp_path: Path, strict: bool) -> None:
+    settings = [HEADED, "frames=2", "size=32", "method.class_token=false"]
+    with pytest.raises(ConfigError, match=r"method\.class_token=false: .* cannot be left out"):
+        tubelet.load(kept(tmp_path / "v.pth", vit()), device="cpu", settings=settings, strict=strict)
+
+
 @pytest.mark.parametrize("attention", ["bias", "qv_bias"])
 @pytest.mark.parametrize(("token", "scale"), [(True, False), (False, True)])
 def test_a_video_encoder_becomes_an_image_vit(tmp_path: Path, attention: str, token: bool, scale: bool) -> None:
@@ -258,6 +295,19 @@ def test_a_table_that_is_missing_is_missed_and_heads_are_asked_for(tmp_path: Pat
         tubelet.load(kept(tmp_path / "v.pth", state), device="cpu", settings=[HEADED])
     with pytest.raises(ConfigError, match=r"give method\.heads=N"):
         tubelet.load(kept(tmp_path / "v.pth", vit()), device="cpu")
+
+
+def test_a_norm_is_missed_where_none_follows_the_pooling(tmp_path: Path) -> None:
+    state = {name: value for name, value in vit().items() if not name.startswith("norm.")}
+    settings = [HEADED, "frames=2", "size=32"]
+    with pytest.raises(CheckpointError, match=r"2 missing \(norm\.weight, norm\.bias\)"):
+        tubelet.load(kept(tmp_path / "v.pth", state), device="cpu", settings=settings)
+    loaded = tubelet.load(tmp_path / "v.pth", device="cpu", settings=settings, strict=False)
+    assert loaded.report is not None
+    assert loaded.report.missing == ("norm.weight", "norm.bias")
+    assert "trunk.norm.weight" in encoder(loaded).state_dict()
+    pooled = tubelet.load(kept(tmp_path / "w.pth", vit(norm=False)), device="cpu", settings=settings)
+    assert "trunk.norm.weight" not in encoder(pooled).state_dict()
 
 
 def test_other_formats_cannot_express_a_class_token(tmp_path: Path) -> None:

@@ -216,6 +216,9 @@ def test_what_is_wrong_with_a_configuration_is_said_at_once() -> None:
         from_config({"hidden_act": "relu", "patch_size": [8], "hidden_size": "wide"})
     with pytest.raises(CheckpointError, match=r"image_mean \[0\.5, 0\.5\]"):
         from_config({}, {"image_mean": [0.5, 0.5], "image_std": [0.5, 0.5]})
+    for wrong in ({"image_std": [0.5, float("nan"), 0.5]}, {"image_mean": [0.5, float("inf"), 0.5]}, {"image_mean": [10**400] * 3}):
+        with pytest.raises(CheckpointError, match="its preprocessor has image_mean"):
+            from_config({}, wrong)
 
 
 @pytest.mark.parametrize(
@@ -254,6 +257,9 @@ def test_keys_that_do_not_belong_are_named() -> None:
         from_transformers({**state, f"{layer}key.weight": torch.zeros(16, 8)}, "pretrain")
     with pytest.raises(CheckpointError, match=r"'align\.scale' has no counterpart"):
         to_transformers({"align.scale": torch.zeros(1)}, "pretrain")
+
+
+DEEP = "[" * 200_000  # deeper than a reader of JSON follows
 
 
 def folder(path: Path, layout: Layout, how: str = "safetensors", **changes: Any) -> tuple[Path, Any]:
@@ -333,18 +339,26 @@ def test_other_folders_say_what_they_are(tmp_path: Path) -> None:
     (path / "config.json").write_text(json.dumps(config | {"model_type": "vivit"}))
     with pytest.raises(CheckpointError, match=r"a model of the type 'vivit'; of transformers' models Tubelet reads 'videomae'"):
         tubelet.load(path, device="cpu")
-    (path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
-        tubelet.load(path, device="cpu")
+    for broken in ("{", DEEP):
+        (path / "config.json").write_text(broken)
+        with pytest.raises(CheckpointError, match="cannot be read as JSON"):
+            tubelet.load(path, device="cpu")
     (path / "config.json").write_text(json.dumps(config))
     (path / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="folder of transformers without weights"):
         tubelet.load(path, device="cpu")
     index = path / "model.safetensors.index.json"
+    (path / "sub").mkdir()
     for text, said in (
         ('{"weight_map": {"a": "../x.safetensors"}}', r"the part \.\./x\.safetensors, which does not lie beside it"),
         ('{"weight_map": {"a": "gone.safetensors"}}', r"gone\.safetensors: no such file"),
         ("[]", "no weight_map"),
+        ('{"weight_map": {"a": ".."}}', r"names the part \.\., which does not lie beside it"),
+        ('{"weight_map": {"a": ""}}', r"names the part '', which does not lie beside it"),
+        ('{"weight_map": {"a": "b\\u0000c"}}', r"names the part 'b\\x00c', which does not lie beside it"),
+        ('{"weight_map": {"a": "\\ud800"}}', r"names the part '\\ud800', which does not lie beside it"),
+        ('{"weight_map": {"a": "sub"}}', r"sub cannot be read"),
+        (DEEP, "no weight_map"),
     ):
         index.write_text(text)
         with pytest.raises(CheckpointError, match=said):
@@ -355,9 +369,14 @@ def test_official_names_beside_another_config_load_as_before(tmp_path: Path) -> 
     state = to_official(ours("pretrain", Config.model_validate(OURS)).state_dict(), "pretrain")
     save_file(state, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"model_type": "VideoMAEv2_Base"}')
-    loaded = tubelet.load(tmp_path, device="cpu", settings=["method.heads=4", "frames=4", "size=[16,24]"])
+    settings = ["method.heads=4", "frames=4", "size=[16,24]"]
+    loaded = tubelet.load(tmp_path, device="cpu", settings=settings)
     assert loaded.report is not None
     assert loaded.report.layout == "VideoMAE pre-training file"
+    for broken in ("{", DEEP):
+        (tmp_path / "config.json").write_text(broken)
+        with pytest.raises(CheckpointError, match=r"config\.json cannot be read as JSON"):
+            tubelet.load(tmp_path, device="cpu", settings=settings)
 
 
 def test_a_bare_file_loads_where_the_heads_are_known(tmp_path: Path) -> None:

@@ -136,6 +136,13 @@ def test_a_folder_says_the_grid_of_a_learned_table(tmp_path: Path) -> None:
     assert loaded.notes == ("positions resized from 2x2x2 to 4x4x4",), "nothing is taken for granted"
 
 
+def test_computed_positions_of_other_clips_are_said(tmp_path: Path) -> None:
+    hub(tmp_path)
+    assert tubelet.load(tmp_path, device="cpu").notes == ()
+    loaded = tubelet.load(tmp_path, device="cpu", settings=["frames=8", "size=32"])
+    assert loaded.notes == ("positions computed for 4x4x4, where 2x2x2 was trained",)
+
+
 def test_folders_of_two_models_and_nonsense_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hub(tmp_path, said={"depth": 12, "cos_attn": True})
     with pytest.raises(CheckpointError, match=r"of two models: it says depth 12, its weights 2; attention cosine, its weights qv_bias"):

@@ -74,6 +74,9 @@ def test_pixels_of_both_kinds_meet_in_network_space() -> None:
     assert torch.allclose(pixels(torch.ones(1, 3), 1), torch.tensor([[1.8, 0.8, 0.35]]))
     with pytest.raises(ValueError, match="mean has 3 numbers, the video has 1 channels"):
         Pixels(mean=(0.1, 0.2, 0.3), std=(1.0,), channels=1)
+    for wrong in ({"std": (0.0,)}, {"std": (0.2, -0.2, 0.2)}, {"std": (float("nan"),)}, {"mean": (float("inf"),)}):
+        with pytest.raises(ValueError, match="the numbers must be finite"):
+            Pixels(**{"mean": (0.5,), "std": (0.25,), **wrong}, channels=3)
 
 
 def test_only_visible_cubes_are_read() -> None:

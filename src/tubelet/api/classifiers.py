@@ -16,10 +16,11 @@ from tubelet.config import import_file, parse
 from tubelet.data.settings import DataSettings, Views
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.interop.hub import origin
+from tubelet.interop.report import by
 from tubelet.methods.classifier import Classifier
 from tubelet.methods.classifier import Config as ClassifierConfig
 from tubelet.nn.init import truncated
-from tubelet.nn.position import resize_table
+from tubelet.nn.position import Learned, Separable, resize_table
 from tubelet.nn.video import VideoEncoder
 from tubelet.recipe import StageSettings
 from tubelet.train.checkpoint import read_meta
@@ -32,8 +33,8 @@ Shape = tuple[int, int, int]
 @dataclass(frozen=True)
 class Start:
     """An encoder to fine-tune. ``method``: its settings. ``data``: how its clips were made. ``state``: its weights, None = random ones.
-    ``shape``: slots, rows and columns of its position table. ``about``: path and sha256 of the file (and ``method.*`` that
-    were given), for the record."""
+    ``shape``: slots, rows and columns of its position table. ``about``: for the record, path and sha256 of the file, ``method.*`` that were
+    given, and where an outside file's own table was read: the ``clips`` (frames, H, W) that it was read for, and its ``grid``."""
 
     method: Mapping[str, Any]
     data: DataSettings
@@ -55,7 +56,8 @@ def start_of(
     """The encoder of a pre-training run, a fine-tuned run or an outside file, as :func:`tubelet.load` reads them.
 
     ``random``: the same architecture untrained, the from-scratch control. ``settings``: ``method.*`` of an outside file, and of a run its
-    ``method.patch``. ``sha256``: what the file's must be. ``download``: fetch an ``hf://`` one. Raises CheckpointError, ConfigError.
+    ``method.patch``; frames and size of the clips, which the table of a bare file is read for. ``sha256``: what the file's must be.
+    ``download``: fetch an ``hf://`` one. Raises CheckpointError, ConfigError.
     """
     loaded = run
     if not isinstance(loaded, Loaded):
@@ -67,6 +69,8 @@ def start_of(
     state = None if random else {k: v.detach().cpu() for k, v in encoder.state_dict().items()}
     about = {"path": str(file), "sha256": None if random else loaded.sha256 or sha256_of(file), "random": random}
     about |= {"settings": list(loaded.settings)} if loaded.settings else {}
+    if loaded.report is not None and isinstance(encoder.position, Learned | Separable):  # a bare file does not say its grid
+        about |= {"clips": [loaded.data.frames, *loaded.data.hw], "grid": list(encoder.position.shape)}
     about |= {"hub": place} if (place := origin(file)) else {}  # the path of a cache is that of one machine
     return Start(loaded.config["method"], loaded.data, state, encoder.position.shape, about)
 
@@ -189,9 +193,14 @@ def _frozen_start(config: Mapping[str, Any], path: Path, imports: Sequence[str |
         place = local(asked["hub"]) / place.name
     if not place.is_file():
         raise CheckpointError(f"{path} needs the encoder that it was trained on, and {asked['path']} is not there")
-    start = start_of(place, random=asked["random"], imports=imports, settings=asked.get("settings", ()))
+    settings = list(asked.get("settings", ()))
+    if clips := asked.get("clips"):
+        settings += [f"data.frames={clips[0]}", f"data.size={list(clips[1:])}"]
+    start = start_of(place, random=asked["random"], imports=imports, settings=settings)
     if start.about["sha256"] != asked["sha256"]:
         raise CheckpointError(f"{path} needs the encoder that it was trained on, and {place} has changed since")
+    if (grid := asked.get("grid")) and tuple(grid) != start.shape:
+        raise CheckpointError(f"{path} was trained with {place} read as positions for {by(grid)}, and it is read as {by(start.shape)} now")
     return start
 
 

@@ -189,6 +189,8 @@ def _to_official(whole: Whole, out: Path, names: tuple[str, ...]) -> Converted:
     if wrong := _unofficial(whole.config, decoder=whole.layout == "pretrain"):
         raise ConfigError([f"an official file cannot express {line}" for line in wrong])
     named = _own(official.to_official(whole.state, layout))
+    if whole.layout == "encoder" and layout == "classifier":
+        named |= official.pooled_norm(whole.config.width)
     with atomic(out) as temporary:
         if out.suffix == ".pth":
             torch.save({"model": named}, temporary)

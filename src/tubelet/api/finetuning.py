@@ -32,7 +32,7 @@ from tubelet.finetune_recipe import FinetuneRecipe
 from tubelet.methods.classifier import Classifier
 from tubelet.tasks import Score
 from tubelet.tasks.multiview import Progress, answers, score
-from tubelet.train.checkpoint import Checkpoints, write_text
+from tubelet.train.checkpoint import Checkpoints, read_meta, write_text
 from tubelet.train.distributed import Ranks, pick_device, process_group
 from tubelet.train.loop import Result, fit
 from tubelet.train.monitor import Yardstick
@@ -77,7 +77,8 @@ def finetune(
 
     ``run``: a pre-training or fine-tuned run, one of its files, or an outside file of weights. ``recipe``: a name or a YAML file; None
     takes what ``out`` was started with when resuming, else finetune-small or, without a GPU, finetune-tiny-cpu. ``settings``:
-    ``["classifier.layer_decay=0.8", "epochs=30", ...]``. ``train``, ``test``: splits of ``sources``; train "all" = everything, test None =
+    ``["classifier.layer_decay=0.8", "epochs=30", ...]``; frames and size are also those that a bare file's positions are read for.
+    ``train``, ``test``: splits of ``sources``; train "all" = everything, test None =
     no test. With ``test_sources`` all of ``sources`` is for training. ``val_share``: hold out this part of the training split and look at
     it during the run. ``random``: start from random weights, the control. ``weights``: auto | ema, of ``run``.
     ``sha256``: what its file must have. ``download``: fetch it from the hub, where ``run`` is an ``hf://`` name.
@@ -97,7 +98,8 @@ def finetune(
     asked = _recipe(recipe, [*of_run, *share], out, resume)
     check(asked.watch)
     device = pick_device(asked.train.device)
-    start = start_of(run, weights=weights, random=random, imports=imports, settings=of_model, sha256=sha256, download=download)
+    told = [*of_model, *recipe_book.clips_of(of_run)]
+    start = start_of(run, weights=weights, random=random, imports=imports, settings=told, sha256=sha256, download=download)
     split = train or (EVERYTHING if test_sources is not None else asked.data.split or "train")
     resolved = asked.on(start.data)
     data = resolved.data.model_copy(update={"split": None if split == EVERYTHING else split})
@@ -161,7 +163,7 @@ class _Job:
             s,
             self.out,
             identity=self._identity(),
-            free=(*FREE_DATA, "views", "start.path", "start.hub"),
+            free=(*FREE_DATA, "views", "start.path", "start.hub", "start.clips", *self._free_grid(resume)),
             prepare=_Prepare(augment, plan, self.ranks.rank),
             hooks=looks,
             watch=watch,
@@ -170,6 +172,12 @@ class _Job:
             resume=resume,
             quiet=quiet,
         )
+
+    def _free_grid(self, resume: bool) -> tuple[str, ...]:
+        """The grid of the start matters where its encoder is not in the checkpoints; older ones do not record it."""
+        last = Checkpoints(self.out, 1).latest(lambda _: None) if resume and self.recipe.classifier.frozen else None
+        kept = last is not None and "grid" in read_meta(last.path).get("config", {}).get("start", {})
+        return () if kept else ("start.grid",)
 
     def test(self) -> tuple[Score | None, Score | None]:
         """(on the test items, on the held-out ones), by the weights' average where the run kept one. Both are written down."""

@@ -69,7 +69,7 @@ def _kind(folder: Path) -> str:
         raise CheckpointError(f"{folder} holds no config.json: it is no folder of a transformers model{hint}")
     try:
         return str(json.loads(config.read_text(encoding="utf-8"))["model_type"])
-    except (ValueError, KeyError, TypeError, OSError):
+    except (ValueError, KeyError, TypeError, OSError, RecursionError):
         raise CheckpointError(f"{config} does not name a model_type: it is no configuration of a transformers model") from None
 
 

@@ -10,7 +10,6 @@ picture's embeddings.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from tubelet.interop.outside import (
     strict_problem,
 )
 from tubelet.interop.report import Report, lines_of
+from tubelet.interop.transformers_settings import is_number, read_json
 from tubelet.methods.videomae import Config
 from tubelet.nn.embed import retime_kernel
 from tubelet.nn.video import AXES, VideoEncoder
@@ -62,12 +62,16 @@ class Pictures:
     method: Mapping[str, Any]
 
 
-def pictures_of(config: Mapping[str, Any]) -> Pictures | None:
-    """The same of a parsed file, its ``pretrained_cfg``; None where it has none."""
+def pictures_of(config: Mapping[str, Any], where: str | Path = "config.json") -> Pictures | None:
+    """The same of a parsed file, its ``pretrained_cfg``; None where it has none. Raises CheckpointError for pixels that are no numbers, or
+    no deviation."""
     said = config.get("pretrained_cfg")
     if not isinstance(said, Mapping):
         return None
     pixels = {name: said[name] for name in ("mean", "std") if isinstance(said.get(name), list)}
+    for name, values in pixels.items():
+        if not values or not all(is_number(value) and (name == "mean" or value > 0) for value in values):
+            raise CheckpointError(f"{where}, pretrained_cfg: {name} {values}: the numbers must be finite, those of std above 0")
     size = None
     if isinstance(shape := said.get("input_size"), list) and len(shape) == 3 and all(isinstance(side, int) for side in shape):
         size = shape[1], shape[2]
@@ -75,12 +79,10 @@ def pictures_of(config: Mapping[str, Any]) -> Pictures | None:
 
 
 def pictures_beside(path: Path) -> Pictures | None:
-    """The same of the config.json beside a file of weights; None where there is no such file, or it says nothing of pictures."""
-    try:
-        found = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return pictures_of(found) if isinstance(found, Mapping) else None
+    """The same of the config.json beside a file of weights; None where it says nothing of pictures. Raises CheckpointError for nonsense."""
+    beside = path.parent / "config.json"
+    found = read_json(beside)
+    return pictures_of(found, beside) if isinstance(found, Mapping) else None
 
 
 def _inner(name: str) -> str | None:
@@ -110,6 +112,8 @@ def _settings(plain: Mapping[str, Tensor], where: str | Path, settings: Sequence
     as_video = {_SCALE.sub(r"gamma_\1", name): value for name, value in plain.items()} | {MARKER: kernel[:, :, None]}
     said = {"patch": [FRAMES, *kernel.shape[2:]], "class_token": "cls_token" in plain, **(pictures.method if pictures else {})}
     config = videomae.settings_of(as_video, "classifier", where, settings, said)
+    if "cls_token" in plain and not config.class_token:
+        raise ConfigError(f"method.class_token=false: {where} has a class token, which its other tokens read: it cannot be left out")
     if config.position not in ("learned", "separable"):
         raise ConfigError(f"method.position={config.position}: a file's own table of positions is kept as learned or separable")
     return config
@@ -167,7 +171,8 @@ def load_encoder(
     asked = asked_grid(config, frames, size)
     stored, guessed = _stored(plain, config, pictures, asked, where)
     kernel = plain[MARKER][:, :, None]
-    encoder = build_for(config, kernel, stored, frames=frames, size=size, where=where).variant(norm="norm.weight" in plain)
+    normed = "norm.weight" in plain or "fc_norm.weight" not in plain  # which follows the pooling instead, and is the head's
+    encoder = build_for(config, kernel, stored, frames=frames, size=size, where=where).variant(norm=normed)
     own = encoder.state_dict()
     given = _positions(plain, config, stored)
     unused = [name for name in plain if name.startswith(UNUSED)]

@@ -80,21 +80,31 @@ def said_patch(new: int, old: int) -> tuple[str, ...]:
     return () if new == old else (f"tubelet {old} -> {new}: kernel {'inflated' if new > old else 'deflated'}",)
 
 
-def said_positions(encoder: VideoEncoder, *, frames: int, size: tuple[int, int], guessed: bool = False) -> tuple[str, ...]:
+def said_positions(
+    encoder: VideoEncoder, *, frames: int, size: tuple[int, int], guessed: bool = False, trained: Grid | None = None
+) -> tuple[str, ...]:
     """What happens to an encoder's positions for clips of ``frames`` frames of ``size`` (H, W), as a note; nothing where they fit.
 
-    ``guessed``: the file did not say the grid of its table. Raises ConfigError for clips that the patch does not cut.
+    ``guessed``: the file did not say the grid of its table. ``trained``: the grid that computed positions were trained on, where it is not
+    the encoder's. Raises ConfigError for clips that the patch does not cut.
     """
     try:
         old, new = encoder.position.shape, thw(TokenGrid.of((frames, *size), encoder.embed.patch, AXES))
     except ValueError as error:
-        raise ConfigError(f"{error}; change the clip's frames or size") from None
+        raise ConfigError(f"{error}; change the clip's frames or size, or the method's patch") from None
     doubt = " (the file does not say its grid; this is the likeliest)" if guessed else ""
+    learned = isinstance(encoder.position, Learned | Separable)
+    old = old if learned or trained is None else trained
     if old == new:
         return ()
-    if isinstance(encoder.position, Learned | Separable):
+    if learned:
         return (f"positions resized from {by(old)} to {by(new)}{doubt}",)
     return (f"positions computed for {by(new)}, where {by(old)} was trained",)
+
+
+def grid_of(cube: Sequence[int], frames: int, size: tuple[int, int]) -> Grid:
+    """Of clips in a file's own cubes (frames, rows, columns)."""
+    return frames // cube[0], size[0] // cube[1], size[1] // cube[2]
 
 
 def stored_grid(rows: int, asked: Grid, cube: Sequence[int], *, frames: int = RELEASED) -> Grid | None:

@@ -152,6 +152,11 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is a finite one, of single precision."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e38
+
+
 def _pixels(preprocessor: Mapping[str, Any], channels: int) -> tuple[dict[str, list[float]], list[str]]:
     """Mean and standard deviation of pixels in [0, 1], as a preprocessor applies them to pixels 0..255, and what is wrong with it."""
     factor = preprocessor.get("rescale_factor", 1 / 255) if preprocessor.get("do_rescale", True) else 1.0
@@ -163,19 +168,25 @@ def _pixels(preprocessor: Mapping[str, Any], channels: int) -> tuple[dict[str, l
         unit = 1.0 if abs(unit - 1) < 1e-6 else unit
         found = {name: [float(v) / unit for v in ([value] if isinstance(value, int | float) else value)] for name, value in
                  (("mean", mean), ("std", std))}  # fmt: skip
-    except (TypeError, ValueError, ZeroDivisionError):
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
         return {}, [f"its preprocessor has image_mean {mean!r}, image_std {std!r}, rescale_factor {factor!r}, which are no numbers"]
     counts = {len(values) for values in found.values()}
-    if not counts <= {1, channels} or min(found["std"], default=0) <= 0:
+    finite = all(is_number(value) for values in found.values() for value in values)
+    if not counts <= {1, channels} or not finite or min(found["std"], default=0) <= 0:
         return {}, [f"its preprocessor has image_mean {mean!r} and image_std {std!r} for {channels} channels"]
     return found, []
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Any:
+    """What a file beside weights says. Raises CheckpointError."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({error})") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found = read_json(path)
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} holds no settings")
     return found

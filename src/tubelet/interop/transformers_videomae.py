@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.interop import videomae
-from tubelet.interop.outside import EncoderOnly, build_for, fill, said_patch, strict_problem
+from tubelet.interop.outside import EncoderOnly, build_for, fill, grid_of, said_patch, said_positions, strict_problem
 from tubelet.interop.report import Report, lines_of, some
 from tubelet.interop.transformers_settings import Described
 from tubelet.methods.classifier import Classifier
@@ -285,6 +285,9 @@ def load_encoder(
     rest = [name for key, (names, _) in found.given.items() if not key.startswith("encoder.") for name in names] + found.lone
     lines = lines_of(plain, given, encoder, missing=missing, unexpected=strange, unused=rest, reshaped=reshaped, random=random)
     notes = said_patch(config.patch[0], kernel.shape[2])
+    if described is not None:
+        own = grid_of(kernel.shape[2:], described.frames, described.size)
+        notes += said_positions(encoder, frames=frames, size=size, trained=own)
     return EncoderOnly(encoder=encoder), config, Report(f"transformers' {LAYOUTS[layout]}", lines, notes)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from tubelet.config import overlay, parse
@@ -19,6 +20,7 @@ from tubelet.interop.outside import (
     asked_grid,
     build_for,
     fill,
+    grid_of,
     said_doubt,
     said_patch,
     said_positions,
@@ -88,6 +90,11 @@ def to_official(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor
     """Our state dict under the official names: the inverse of :func:`from_official`."""
     named = {name: value[None] if name.endswith(_TABLES) else value for name, value in state.items()}
     return {official_name(name, layout): value for name, value in named.items()}
+
+
+def pooled_norm(dim: int) -> dict[str, Tensor]:
+    """``fc_norm`` as it starts: beside an encoder without final norm it says that none is missing."""
+    return {"fc_norm.weight": torch.ones(dim), "fc_norm.bias": torch.zeros(dim)}
 
 
 MARKER = "patch_embed.proj.weight"
@@ -200,10 +207,10 @@ def load_encoder(
 ) -> tuple[EncoderOnly, Config, Report]:
     """The encoder of an official pre-training or fine-tuning state dict, for clips of ``frames`` frames of ``size`` (H, W).
 
-    A fine-tuned file has no norm after its blocks (its ``fc_norm`` follows the pooling and belongs to the head), so that encoder has none
-    either. ``said``: settings from beside the file. ``trained``: frames and size of its own clips, where known; a learned table's grid is
-    guessed otherwise. ``strict``: refuse tensors of the encoder that are missing or unknown. ``random``: the same architecture, untrained.
-    Raises CheckpointError, ConfigError.
+    A fine-tuned file has no norm after its blocks where it has ``fc_norm``, which follows the pooling and belongs to the head: that encoder
+    has none either. ``said``: settings from beside the file. ``trained``: frames and size of its own clips, where known; a learned table's
+    grid is guessed otherwise. ``strict``: refuse tensors of the encoder that are missing or unknown. ``random``: the same architecture,
+    untrained. Raises CheckpointError, ConfigError.
     """
     state, layout = layout_of(state, where)
     config = settings_of(state, layout, where, settings, said)
@@ -211,7 +218,7 @@ def load_encoder(
     kernel, table = state[first + MARKER], state.get(f"{first}pos_embed") if config.position == "learned" else None
     stored = None if table is None else _stored(table, kernel, config, trained, where, frames=frames, size=size)
     encoder = build_for(config, kernel, stored, frames=frames, size=size, where=where)
-    if layout == "classifier" and "norm.weight" not in state:
+    if layout == "classifier" and "norm.weight" not in state and "fc_norm.weight" in state:
         encoder = encoder.variant(norm=False)
     given, unused, unexpected = _sorted(state, layout, set(encoder.state_dict()))
     missing = tuple(official_name(f"encoder.{name}", layout) for name in encoder.state_dict() if name not in given)
@@ -228,7 +235,8 @@ def load_encoder(
     notes = said_patch(config.patch[0], kernel.shape[2])
     if table is not None and trained is None:
         notes += said_doubt(table.shape[-2], asked_grid(config, frames, size), kernel.shape[2:])
-    notes += said_positions(encoder, frames=frames, size=size, guessed=table is not None and trained is None)
+    own = None if trained is None else grid_of(kernel.shape[2:], *trained)
+    notes += said_positions(encoder, frames=frames, size=size, guessed=table is not None and trained is None, trained=own)
     return EncoderOnly(encoder=encoder), config, Report(LAYOUTS[layout], lines, notes)
 
 
@@ -245,7 +253,7 @@ def _stored(
     """The grid of a learned table. Raises CheckpointError where its rows are those of no grid."""
     cube, rows = tuple(kernel.shape[2:]), table.shape[-2]
     if trained is not None:
-        own = trained[0] // cube[0], trained[1][0] // cube[1], trained[1][1] // cube[2]
+        own = grid_of(cube, *trained)
         found = own if math.prod(own) == rows else None
     else:
         found = stored_grid(rows, asked_grid(config, frames, size), cube)

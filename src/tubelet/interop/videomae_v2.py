@@ -7,7 +7,6 @@ without, and a learned table is taken where there should be none.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from tubelet.errors import CheckpointError
 from tubelet.interop import videomae
-from tubelet.interop.transformers_settings import pixels_beside
+from tubelet.interop.transformers_settings import pixels_beside, read_json
 
 COUNTS = {"embed_dim": None, "depth": None, "num_heads": None, "img_size": 224, "patch_size": 16, "tubelet_size": 2, "num_frames": 16}
 
@@ -43,10 +42,7 @@ class Hub:
 def hub_beside(path: Path) -> Hub | None:
     """What the config.json beside a file of weights says; None where it is none of VideoMAE V2. Raises CheckpointError for nonsense."""
     beside = path.parent / "config.json"
-    try:
-        found = json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    found = read_json(beside)
     config = found.get("model_config") if isinstance(found, Mapping) else None
     if not isinstance(config, Mapping):
         return None

@@ -31,7 +31,7 @@ class Pixels(nn.Module):
     """The method's own mean and standard deviation as first layer: pixels -> (x - mean) / std in network space.
 
     ``mean``, ``std``: one number per channel in [0, 1] units, or one for all. Accepts uint8 0..255 or floating point 0..1.
-    Raises ValueError where the count fits neither.
+    Raises ValueError where the count fits neither, for numbers that are not finite, and for a deviation that is not above 0.
     """
 
     mean: Tensor
@@ -44,6 +44,8 @@ class Pixels(nn.Module):
                 raise ValueError(
                     f"{name} has {len(values)} numbers, the video has {channels} channels: give {channels} numbers or one for all"
                 )
+            if not all(map(math.isfinite, values)) or (name == "std" and min(values) <= 0):
+                raise ValueError(f"{name} {list(values)}: the numbers must be finite{', and above 0' if name == 'std' else ''}")
             self.register_buffer(name, torch.tensor(values).expand(channels).clone(), persistent=False)
 
     def forward(self, pixels: Tensor, channel: int) -> Tensor:
