@@ -272,3 +272,11 @@ def test_nothing_is_replaced_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyP
         tubelet.export(run, tmp_path / "hf", overwrite=True)
     assert {path.name: path.read_bytes() for path in (tmp_path / "hf").iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d.pth", "hf", "run", "x.pth"]
+
+
+def test_an_encoder_without_norm_leaves_and_comes_back(tmp_path: Path) -> None:
+    run, model = tuned(tmp_path / "run")
+    tubelet.export(run, tmp_path / "a.pth", to="official", encoder=True)
+    back = tubelet.load(tmp_path / "a.pth", settings=["frames=4", "size=16", "method.heads=2"], device="cpu")
+    with torch.no_grad():
+        assert torch.equal(back.encode(clip()).x, model.encoder(clip()).x)

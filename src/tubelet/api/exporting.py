@@ -214,6 +214,8 @@ def _to_official(model: _Model, out: Path) -> Exported:
         named, wrong = {}, wrong or [str(error)]
     if wrong:
         raise ConfigError([f"an official file cannot express {line}" for line in wrong])
+    if model.layout == "encoder" and layout == "classifier":
+        named |= official.pooled_norm(model.settings.width)
     named = {name: value.detach().contiguous().clone() for name, value in named.items()}
     with atomic(out) as temporary:
         if out.suffix == ".pth":
