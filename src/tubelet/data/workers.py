@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from types import TracebackType
 from typing import Any, Protocol
 
 import torch
@@ -251,4 +252,12 @@ def _init(rows: Tensor, _: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C belongs to the training process, which ends these
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    sys.excepthook = _only_ours
     torch.set_num_threads(1)
+
+
+def _only_ours(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print what went wrong, but for the thread that hands batches over when the training process went away meanwhile."""
+    if isinstance(error, OSError | EOFError) and threading.current_thread() is not threading.main_thread():
+        return
+    sys.__excepthook__(kind, error, trace)
