@@ -28,7 +28,7 @@ from tubelet.interop.transformers_settings import CARRIED, IMAGENET, to_config, 
 from tubelet.interop.whole import DECODER_HEADS, Whole, of_official, of_transformers
 from tubelet.methods.videomae import Config
 from tubelet.nn.encoder import SIZES
-from tubelet.train.checkpoint import atomic, read_meta
+from tubelet.train.checkpoint import atomic, read_meta, torch_file
 from tubelet.weights import ENDINGS, INDEX, read_sharded, read_weights
 
 Form = Literal["hf", "official"]
@@ -193,7 +193,8 @@ def _to_official(whole: Whole, out: Path, names: tuple[str, ...]) -> Converted:
         named |= official.pooled_norm(whole.config.width)
     with atomic(out) as temporary:
         if out.suffix == ".pth":
-            torch.save({"model": named}, temporary)
+            with torch_file(temporary) as file:
+                torch.save({"model": named}, file)
         else:
             safetensors.torch.save_file(named, temporary, {"format": "pt"})
     what = "VideoMAE encoder" if whole.layout == "encoder" else official.LAYOUTS[layout]

@@ -32,7 +32,7 @@ from tubelet.interop.transformers_settings import CARRIED, odd_targets, to_confi
 from tubelet.methods.classifier import Classifier
 from tubelet.methods.videomae import Config, VideoMAE
 from tubelet.nn.video import VideoEncoder
-from tubelet.train.checkpoint import atomic, read_meta, write_tensors
+from tubelet.train.checkpoint import atomic, read_meta, torch_file, write_tensors
 from tubelet.weights import is_foreign
 
 To = Literal["hf", "official", "safetensors", "onnx", "torch-export"]
@@ -219,7 +219,8 @@ def _to_official(model: _Model, out: Path) -> Exported:
     named = {name: value.detach().contiguous().clone() for name, value in named.items()}
     with atomic(out) as temporary:
         if out.suffix == ".pth":
-            torch.save({"model": named}, temporary)
+            with torch_file(temporary) as file:
+                torch.save({"model": named}, file)
         else:
             safetensors.torch.save_file(named, temporary, {"format": "pt"})
     return Exported(out, "official", official.LAYOUTS[layout], len(named))

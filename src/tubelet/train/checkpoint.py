@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import safetensors
 import safetensors.torch
@@ -52,15 +53,37 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+class _Sink(io.RawIOBase):
+    """Takes everything, and keeps the first error: torch's archive writer ends the process where its file raises one."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, block: Any) -> int:
+        if self.error is None:
+            try:
+                self.file.write(block)
+            except OSError as error:
+                self.error = error
+        return len(block)
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """``torch.export.save`` rewinds what it has written."""
+        return 0 if self.error else self.file.seek(offset, whence)
+
+
 @contextlib.contextmanager
 def torch_file(path: Path) -> Iterator[IO[bytes]]:
-    """A new file for torch's archives. Raises OSError where writing fails, in place of torch's own error, which does not say why."""
-    try:
-        with open(path, "wb") as file:
-            yield file
-    except RuntimeError as error:
-        reason = error.__context__
-        raise reason if isinstance(reason, OSError) else OSError(f"torch could not write its archive: {error}") from None
+    """A new file for ``torch.save`` and ``torch.export.save``. Raises OSError at its end where writing failed."""
+    with open(path, "wb") as file:
+        sink = _Sink(file)
+        yield cast(IO[bytes], sink)
+        if sink.error is not None:
+            raise sink.error
 
 
 def write_text(path: Path, text: str) -> None:
