@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import safetensors.torch
-import torch
 from torch import Tensor
 
 import tubelet
 from tubelet.api._common import local
 from tubelet.api._outside import _Beside, _beside, data_settings
-from tubelet.api.exporting import _check_place, _unofficial, _write_folder
+from tubelet.api.exporting import _check_place, _unofficial, _write_folder, _write_official
 from tubelet.api.loading import _weights_file, _written_by_us
 from tubelet.config import parse
 from tubelet.data.settings import DataSettings
@@ -28,7 +27,7 @@ from tubelet.interop.transformers_settings import CARRIED, IMAGENET, to_config, 
 from tubelet.interop.whole import DECODER_HEADS, Whole, of_official, of_transformers
 from tubelet.methods.videomae import Config
 from tubelet.nn.encoder import SIZES
-from tubelet.train.checkpoint import atomic, read_meta, torch_file
+from tubelet.train.checkpoint import read_meta
 from tubelet.weights import ENDINGS, INDEX, read_sharded, read_weights
 
 Form = Literal["hf", "official"]
@@ -191,12 +190,7 @@ def _to_official(whole: Whole, out: Path, names: tuple[str, ...]) -> Converted:
     named = _own(official.to_official(whole.state, layout))
     if whole.layout == "encoder" and layout == "classifier":
         named |= official.pooled_norm(whole.config.width)
-    with atomic(out) as temporary:
-        if out.suffix == ".pth":
-            with torch_file(temporary) as file:
-                torch.save({"model": named}, file)
-        else:
-            safetensors.torch.save_file(named, temporary, {"format": "pt"})
+    _write_official(out, named)
     what = "VideoMAE encoder" if whole.layout == "encoder" else official.LAYOUTS[layout]
     return Converted(out, "official", whole.what, what, len(named), whole.dropped, (*whole.notes, *_unsaid(whole, names)))
 

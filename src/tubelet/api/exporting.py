@@ -217,13 +217,18 @@ def _to_official(model: _Model, out: Path) -> Exported:
     if model.layout == "encoder" and layout == "classifier":
         named |= official.pooled_norm(model.settings.width)
     named = {name: value.detach().contiguous().clone() for name, value in named.items()}
+    _write_official(out, named)
+    return Exported(out, "official", official.LAYOUTS[layout], len(named))
+
+
+def _write_official(out: Path, named: Mapping[str, Tensor]) -> None:
+    """A .pth file as the official code saves them, or a .safetensors file; whole or not at all. Raises CheckpointError."""
     with atomic(out) as temporary:
         if out.suffix == ".pth":
             with torch_file(temporary) as file:
-                torch.save({"model": named}, file)
+                torch.save({"model": dict(named)}, file)
         else:
-            safetensors.torch.save_file(named, temporary, {"format": "pt"})
-    return Exported(out, "official", official.LAYOUTS[layout], len(named))
+            safetensors.torch.save_file(dict(named), temporary, {"format": "pt"})
 
 
 def _unofficial(config: Config, *, decoder: bool) -> list[str]:
