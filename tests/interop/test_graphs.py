@@ -235,3 +235,19 @@ def test_positions_are_of_the_grid(tmp_path: Path) -> None:
     graph = graphs.Deployed(encoder=encoder, answer=graphs.pooled(encoder, "tokens"), frames=8, size=(32, 24))
     grid = TokenGrid.of((8, 32, 24), (2, 8, 4), AXES)
     assert torch.equal(graph.places[0], encoder.position.table(grid))
+
+
+@pytest.mark.parametrize(("to", "out"), [("torch-export", "a.pt2"), ("official", "a.pth")])
+def test_torchs_archives_on_a_full_disk_end_in_one_error(tmp_path: Path, to: str, out: str) -> None:
+    """A limit on the size of files stands for a full disk. torch's writer ended the whole process there."""
+    run, _ = trained(tmp_path / "run")
+    code = (
+        "import resource, signal, sys\nfrom tubelet.cli import run\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        f"sys.exit(run(['export', {str(run)!r}, {str(tmp_path / out)!r}, '--to', {to!r}]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert f"cannot write {tmp_path / out}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
