@@ -6,6 +6,7 @@ writes the page of all of them.
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -65,3 +66,13 @@ def names() -> list[str]:
 def studies() -> list[str]:
     """All experiments that are a queue of entries."""
     return sorted(p.stem for p in HERE.glob("*.py") if "\nSTUDY = " in p.read_text(encoding="utf-8"))
+
+
+def publish(page: Path, text: str, about: str | None) -> None:
+    """Write a page that is made from results; with ``--check`` on the command line, fail if it is not what stands there."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--check", action="store_true", help="fail if the page is not up to date")
+    if not parser.parse_args().check:
+        page.write_text(text, encoding="utf-8")
+    elif not page.exists() or page.read_text(encoding="utf-8") != text:
+        sys.exit(f"docs/{page.name} is not what python experiments/{Path(sys.argv[0]).name} writes")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
-from claims import HERE
+from claims import HERE, publish
 from real_sets import SETS
 from real_video import PROTOCOLS, SHORT, STUDY
 from real_video_gpu import STUDY as GPU_STUDY
@@ -197,16 +196,5 @@ def page() -> str:
     return HEAD + "\n" + "\n".join([*section(STUDY), *section(GPU_STUDY)]).rstrip() + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="fail if the page is not up to date")
-    text = page()
-    if parser.parse_args().check:
-        if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
-            sys.exit("docs/results.md is not what python experiments/results_page.py writes")
-        return
-    PAGE.write_text(text, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    publish(PAGE, page(), __doc__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from claims import HERE, RESULTS, Claim, load, names
+from claims import HERE, RESULTS, Claim, load, names, publish
 
 PAGE = HERE.parent / "docs" / "experiments.md"
 HEAD = """# Claims, measured
@@ -59,16 +58,5 @@ def page() -> str:
     return HEAD + "\n".join(lines) + "\n\n## How and where\n\n" + "\n".join(details) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="fail if the page is not up to date")
-    text = page()
-    if parser.parse_args().check:
-        if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
-            sys.exit("docs/experiments.md is not what python experiments/table.py writes")
-        return
-    PAGE.write_text(text, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    publish(PAGE, page(), __doc__)

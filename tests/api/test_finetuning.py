@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +16,7 @@ import pytest
 import torch
 
 import tubelet
+from helpers import stop_tuning_after
 from tubelet import finetune_recipe, recipe
 from tubelet.api import finetuning
 from tubelet.api._labelled import open_labelled
@@ -88,25 +87,6 @@ def different(a: Path, b: Path) -> list[str]:
     return [k for k in one if not torch.equal(one[k], other[k])]
 
 
-def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """SIGTERM once the run has done a step."""
-    fit = finetuning.fit
-
-    class Stop:
-        name = "stop"
-
-        def look(self, trainable, at, ranks):
-            if at.index == step:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return {}
-
-    def stopping(model, feed, train, folder, **more):
-        watch = more.pop("watch").model_copy(update={"every_samples": train.batch})
-        return fit(model, feed, train, folder, **(more | {"hooks": [*more["hooks"], Stop()], "watch": watch}))
-
-    monkeypatch.setattr(finetuning, "fit", stopping)
-
-
 def test_a_run_ends_with_its_test(place: Path, straight: Finetuned) -> None:
     out = place / "straight"
     assert straight.result.stopped_by is None
@@ -138,7 +118,7 @@ def test_a_run_ends_with_its_test(place: Path, straight: Finetuned) -> None:
 def test_a_stopped_run_resumes_exactly(place: Path, straight: Finetuned, tmp_path: Path, changed: tuple[str, ...]) -> None:
     out = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
-        stop_after(patch, 2)
+        stop_tuning_after(patch, 2)
         stopped = go(place, out, val_share=0.2)
     assert (stopped.result.stopped_by, stopped.score) == ("SIGTERM", None)
     assert 2 <= stopped.result.step < 6
@@ -385,7 +365,7 @@ def test_a_frozen_encoder_is_the_same_when_a_run_goes_on(place: Path, tmp_path: 
     bare(tmp_path / "bare.pth", frames=4, size=128)
     own = ("method.heads=2", "classifier.frozen=true", "ema=null", "steps=3", "batch=4", "stride=1", "data.repeats=1")
     own += ("data.augment.mixup=0", "data.augment.cutmix=0")
-    stop_after(monkeypatch, 1)
+    stop_tuning_after(monkeypatch, 1)
     go(place, tmp_path / "run", *own, "frames=4", "size=128", run=tmp_path / "bare.pth", test=None)
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match=r"start\.grid: the checkpoint has \[2, 16, 16\], this call \[8, 8, 8\]"):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 import tubelet
-from tubelet.api import finetuning
+from helpers import shaken, stop_tuning_after
 from tubelet.cli import run as command
 from tubelet.interop.transformers_videomae import from_transformers
 from tubelet.interop.videomae import from_official, to_official
@@ -37,14 +35,6 @@ watch: {pictures: 0, probe: 0, every_minutes: null, tensorboard: false}
 HEADS = ["--set", "method.heads=4"]
 CLIPS = ["--set", "frames=4", "--set", "size=16"]
 DECODER = ["--set", "method.decoder.heads=2"]
-
-
-@torch.no_grad()
-def shaken(model: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(3)
-    for value in model.parameters():
-        value.add_(0.2 * torch.randn(value.shape, generator=generator))
-    return model.eval()
 
 
 @dataclass(frozen=True)
@@ -200,7 +190,7 @@ def test_official_and_back_to_transformers_is_bitwise(road: Road, tmp_path: Path
 def test_a_stopped_run_leaves_with_its_head(road: Road, tmp_path: Path, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "stopped"
     with monkeypatch.context() as patch:
-        stop_after(patch, 2)
+        stop_tuning_after(patch, 2)
         assert cli(*finetune(road, out)).code == 143
     assert not (out / "model.safetensors").exists()
     got = cli("export", str(out), str(tmp_path / "hf"))
@@ -221,22 +211,3 @@ def test_a_stopped_run_leaves_with_its_head(road: Road, tmp_path: Path, cli: Any
     theirs = from_transformers(load_file(tmp_path / "done" / "model.safetensors"), "classifier")
     assert same(theirs, read_tensors(out / "model_ema.safetensors"))
     assert same(read_tensors(out / "model_ema.safetensors"), read_tensors(road.run / "model_ema.safetensors")), "as without a stop"
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """SIGTERM once the run has done a step."""
-    fit = finetuning.fit
-
-    class Stop:
-        name = "stop"
-
-        def look(self, trainable, at, ranks):
-            if at.index == step:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return {}
-
-    def stopping(model, feed, train, folder, **more):
-        watch = more.pop("watch").model_copy(update={"every_samples": train.batch})
-        return fit(model, feed, train, folder, **(more | {"hooks": [*more["hooks"], Stop()], "watch": watch}))
-
-    monkeypatch.setattr(finetuning, "fit", stopping)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import tubelet
+from helpers import shaken
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.interop.videomae import from_official, to_official
 from tubelet.masking import adamae
@@ -24,15 +25,6 @@ from tubelet.train.checkpoint import write_tensors
 METHOD: dict[str, Any] = {"dim": 16, "depth": 2, "heads": 4, "patch": [2, 8, 8], "decoder": {"dim": 8, "depth": 1, "heads": 2}}
 SAID = ["method.heads=4", "method.decoder.heads=2", "frames=4", "size=16"]
 LAYOUTS = ("pretrain", "classifier", "encoder")
-
-
-@torch.no_grad()
-def shaken(model: nn.Module) -> nn.Module:
-    """Every parameter far from its start, biases too."""
-    generator = torch.Generator().manual_seed(3)
-    for value in model.parameters():
-        value.add_(0.2 * torch.randn(value.shape, generator=generator))
-    return model.eval()
 
 
 def ours(layout: str, **changes: Any) -> Any:

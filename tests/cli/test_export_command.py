@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 import tubelet
+from helpers import shaken
 from tubelet.api.classifiers import build_classifier, start_of
 from tubelet.cli import run as command
 from tubelet.errors import CheckpointError, ConfigError
@@ -25,14 +26,6 @@ from tubelet.train.checkpoint import write_tensors
 METHOD: dict[str, Any] = {"kind": "videomae", "dim": 16, "depth": 2, "heads": 2, "patch": [2, 8, 8],
                           "decoder": {"dim": 8, "depth": 1, "heads": 2}}  # fmt: skip
 DATA = {"frames": 4, "size": 16, "stride": 2, "workers": 0}
-
-
-@torch.no_grad()
-def shaken(model: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(3)
-    for value in model.parameters():
-        value.add_(0.2 * torch.randn(value.shape, generator=generator))
-    return model.eval()
 
 
 def trained(path: Path, masking: Any = None, **changes: Any) -> tuple[Path, Any]:

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import tubelet
+from helpers import shaken
 from tubelet.cli import run as command
 from tubelet.core import TokenGrid
 from tubelet.errors import CheckpointError, ConfigError
@@ -35,14 +36,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "no bias": {"attention": "no_bias", "position": "sincos3d"},
     "scaled": {"init_values": 0.1, "position": "sincos2d"},
 }
-
-
-@torch.no_grad()
-def shaken(model: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(3)
-    for value in model.parameters():
-        value.add_(0.2 * torch.randn(value.shape, generator=generator))
-    return model.eval()
 
 
 def trained(path: Path, **changes: Any) -> tuple[Path, Any]:

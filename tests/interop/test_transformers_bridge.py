@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import tubelet
+from helpers import shaken
 from tubelet.core import Batch, CounterDraw, Mask, Step, Stream, TokenGrid
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.interop.transformers_settings import from_config, to_config, to_preprocessor
@@ -46,15 +47,6 @@ def quiet() -> Iterator[None]:
     transformers.logging.disable_progress_bar()
     yield
     transformers.logging.set_verbosity(before)
-
-
-@torch.no_grad()
-def shaken(model: nn.Module) -> nn.Module:
-    """Every parameter far from its start, biases too."""
-    generator = torch.Generator().manual_seed(3)
-    for value in model.parameters():
-        value.add_(0.2 * torch.randn(value.shape, generator=generator))
-    return model.eval()
 
 
 def theirs(layout: Layout, **changes: Any) -> Any:
