@@ -68,7 +68,9 @@ def test_options_reach_the_function(cli, public):
     convert = public("convert", gives="what was written")
     got = cli("convert", "a.pth", "out", "--to", "hf", "--set", "method.heads=2", "--overwrite")
     assert (got.code, got.out, got.err) == (0, "what was written\n", "")
-    assert convert.calls == [(("a.pth", "out"), {"to": "hf", "overwrite": True, "settings": ["method.heads=2"], "download": False})]
+    assert convert.calls == [
+        (("a.pth", "out"), {"to": "hf", "overwrite": True, "settings": ["method.heads=2"], "download": False, "sha256": None})
+    ]
     got = cli("convert", "a.pth", "out", "--to", "onnx", "--overwirte")
     assert got.code == 2
     assert "onnx" in got.err
@@ -355,3 +357,10 @@ def test_nothing_is_replaced_unasked_and_the_source_never(tmp_path: Path, monkey
         tubelet.convert(tmp_path / "x.pth", tmp_path / "hf", settings=SAID, overwrite=True)
     assert weights.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "link.pth", "x.pth"]
+
+
+def test_clips_are_not_for_an_official_file(tmp_path: Path) -> None:
+    official(tmp_path / "a.pth", "pretrain")
+    tubelet.convert(tmp_path / "a.pth", tmp_path / "hf", settings=SAID)
+    with pytest.raises(ConfigError, match="frames=8: an official file says nothing of clips"):
+        tubelet.convert(tmp_path / "hf", tmp_path / "b.pth", settings=["frames=8"])

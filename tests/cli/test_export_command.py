@@ -22,6 +22,7 @@ from tubelet.masking import adamae
 from tubelet.methods.classifier import Config as ClassifierConfig
 from tubelet.methods.videomae import Config
 from tubelet.train.checkpoint import write_tensors
+from tubelet.weights import sha256_of
 
 METHOD: dict[str, Any] = {"kind": "videomae", "dim": 16, "depth": 2, "heads": 2, "patch": [2, 8, 8],
                           "decoder": {"dim": 8, "depth": 1, "heads": 2}}  # fmt: skip
@@ -73,6 +74,7 @@ def test_options_reach_the_function(cli, public):
         "imports": [],
         "settings": [],
         "download": False,
+        "sha256": None,
     }
     assert export.calls[0][1] == none
     wanted = {
@@ -84,6 +86,7 @@ def test_options_reach_the_function(cli, public):
         "imports": [],
         "settings": ["method.heads=2"],
         "download": False,
+        "sha256": None,
     }
     assert export.calls[1][1] == wanted
     cli("export", "runs/a", "a.onnx", "--to", "onnx", "--pool", "slots")
@@ -273,3 +276,14 @@ def test_an_encoder_without_norm_leaves_and_comes_back(tmp_path: Path) -> None:
     back = tubelet.load(tmp_path / "a.pth", settings=["frames=4", "size=16", "method.heads=2"], device="cpu")
     with torch.no_grad():
         assert torch.equal(back.encode(clip()).x, model.encoder(clip()).x)
+
+
+def test_other_weights_than_asked_for_are_not_exported(tmp_path: Path) -> None:
+    run, _ = trained(tmp_path / "run")
+    right = sha256_of(run / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"was not read: its sha256 is {right}"):
+        tubelet.export(run, tmp_path / "a.pth", to="official", sha256="0" * 64)
+    assert not (tmp_path / "a.pth").exists()
+    tubelet.export(run, tmp_path / "a.pth", to="official", sha256=right)
+    with pytest.raises(CheckpointError, match="was not read"):
+        tubelet.convert(tmp_path / "a.pth", tmp_path / "hf", sha256=right, settings=["method.heads=2", "method.decoder.heads=2"])

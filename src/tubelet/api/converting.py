@@ -28,7 +28,7 @@ from tubelet.interop.whole import DECODER_HEADS, Whole, of_official, of_transfor
 from tubelet.methods.videomae import Config
 from tubelet.nn.encoder import SIZES
 from tubelet.train.checkpoint import read_meta
-from tubelet.weights import ENDINGS, INDEX, read_sharded, read_weights
+from tubelet.weights import ENDINGS, INDEX, read_sharded, read_weights, verified
 
 Form = Literal["hf", "official"]
 FORMS: tuple[Form, ...] = ("hf", "official")
@@ -63,12 +63,13 @@ def convert(
     overwrite: bool = False,
     settings: Sequence[str] = (),
     download: bool = False,
+    sha256: str | None = None,
 ) -> Converted:
     """Write an official VideoMAE file or a folder of transformers in the other layout, values bit for bit, with its decoder or head.
 
     ``to``: "hf" = a folder, "official" = a .pth or .safetensors file; None = by the ending of ``out``. ``settings``: what an official file
     does not say (``method.heads=6``, ``method.decoder.heads=3``, ``frames=16``, ``size=224``). ``overwrite``: replace what ``out`` holds.
-    ``download``: fetch an ``hf://`` source that the local cache lacks.
+    ``download``: fetch an ``hf://`` source that the local cache lacks. ``sha256``: what the source must have, before it is opened.
     Nothing in the source is executed; what is written is there whole or not at all. Raises CheckpointError for a source that is missing,
     damaged, of another family, or not whole; ConfigError, also with all that the target cannot express.
     """
@@ -78,11 +79,16 @@ def convert(
     path = _weights_file(source, "auto")
     _check_apart(source, path, out)
     _check_place(out, form, overwrite)
+    if sha256 is not None:
+        verified(path, sha256)
     if _written_by_us(path):
         read_meta(path)  # says what is wrong with a damaged file
         raise ConfigError(f"{path} is of a run of Tubelet, which says more than weights: tubelet export {source} {out} --to {form}")
     whole, data, names, beside = _read(path, settings)
     if form == "official":
+        ignored = [text for text in settings if not text.startswith("method.")]
+        if ignored and beside.how.get("described") is not None:  # whose own clips are known
+            raise ConfigError(f"{', '.join(ignored)}: an official file says nothing of clips; leave it out")
         return _to_official(whole, out, names)
     given = {text.removeprefix("data.").split("=")[0].strip() for text in settings}
     return _to_hf(whole, out, data, names, beside, given)

@@ -33,7 +33,7 @@ from tubelet.methods.classifier import Classifier
 from tubelet.methods.videomae import Config, VideoMAE
 from tubelet.nn.video import VideoEncoder
 from tubelet.train.checkpoint import atomic, read_meta, torch_file, write_tensors
-from tubelet.weights import is_foreign
+from tubelet.weights import is_foreign, verified
 
 To = Literal["hf", "official", "safetensors", "onnx", "torch-export"]
 TARGETS: tuple[To, ...] = ("hf", "official", "safetensors", "onnx", "torch-export")
@@ -91,6 +91,7 @@ def export(
     imports: Sequence[str | Path] = (),
     settings: Sequence[str] = (),
     download: bool = False,
+    sha256: str | None = None,
 ) -> Exported:
     """Write the model of a run folder, or of anything that :func:`tubelet.load` reads, for others.
 
@@ -99,8 +100,8 @@ def export(
     "safetensors" = one file with everything that :func:`tubelet.load` needs; "onnx" = an .onnx file, "torch-export" = a .pt2 archive that
     ``torch.export.load`` opens: a graph that reads (B, C, T, H, W) uint8 pixels, any number of clips, and is held to the model before it
     is written. A graph answers the logits of a fine-tuned run; of an encoder its ``pool``: tokens (B, N, D), the default, mean (B, D),
-    slots (B, t*D) or class (B, D). ``weights``, ``imports``, ``settings``, ``download``: as for
-    :func:`tubelet.load`. ``encoder``: the encoder alone. ``overwrite``: replace what ``out`` holds.
+    slots (B, t*D) or class (B, D). ``weights``, ``imports``, ``settings``, ``download``, ``sha256``: as
+    for :func:`tubelet.load`. ``encoder``: the encoder alone. ``overwrite``: replace what ``out`` holds.
     Written whole or not at all. Raises ConfigError that names what the target cannot express, CheckpointError.
     """
     if to not in TARGETS:
@@ -112,6 +113,8 @@ def export(
     if to == "onnx":
         need_onnx()
     run = local(run, download=download)
+    if sha256 is not None:
+        verified(_weights_file(run, weights), sha256)
     if to in GRAPHS:
         chosen = choose(run, weights=weights, alone=encoder, pool=pool, imports=imports, settings=settings)
         notes = to_onnx(chosen, out) if to == "onnx" else to_program(chosen, out)

@@ -10,7 +10,7 @@ import tubelet
 from tubelet.cli.app import HELP, app
 from tubelet.cli.checks import data_settings
 from tubelet.cli.collect import SETTINGS, Command, one_of
-from tubelet.cli.options import MODEL, OUTPUT, Download, examples, flag, option
+from tubelet.cli.options import MODEL, OUTPUT, Download, Sha256, examples, flag, option
 
 FORMS = ("hf", "official")
 SETTINGS["convert"] = data_settings
@@ -43,6 +43,7 @@ def convert(
         option("What an official file does not say (method.heads=6, frames=8). Repeat.", "--set", panel=MODEL, metavar="PATH=VALUE"),
     ] = [],  # noqa: B006
     download: Download = False,
+    sha256: Sha256 = None,
     overwrite: Annotated[bool, flag("Replace what OUT already holds.", "--overwrite", panel=OUTPUT)] = False,
 ) -> None:
     """Write weights of others in another layout, with decoder or head, bit for bit.
@@ -50,5 +51,5 @@ def convert(
     An official file of VideoMAE becomes a folder that transformers opens, and the other way round. What was converted, dropped and taken
     for granted is printed; what the target cannot express is named, and nothing is written.
     """
-    found = tubelet.convert(source, out, to=cast(Any, to), overwrite=overwrite, settings=settings, download=download)
+    found = tubelet.convert(source, out, to=cast(Any, to), overwrite=overwrite, settings=settings, download=download, sha256=sha256)
     typer.echo(str(found))

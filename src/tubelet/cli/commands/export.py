@@ -10,7 +10,7 @@ import tubelet
 from tubelet.cli.app import HELP, app
 from tubelet.cli.checks import check_imports, data_settings
 from tubelet.cli.collect import CHECKS, SETTINGS, Command, one_of
-from tubelet.cli.options import MODEL, OUTPUT, Download, Import, examples, flag, option
+from tubelet.cli.options import MODEL, OUTPUT, Download, Import, Sha256, examples, flag, option
 
 TARGETS = ("hf", "official", "safetensors", "onnx", "torch-export")
 POOLS = ("tokens", "mean", "slots", "class")
@@ -76,6 +76,7 @@ def export(
     ] = [],  # noqa: B006
     download: Download = False,
     imports: Import = [],  # noqa: B006
+    sha256: Sha256 = None,
     overwrite: Annotated[bool, flag("Replace what OUT already holds.", "--overwrite", panel=OUTPUT)] = False,
 ) -> None:
     """Write a trained model for others: transformers, the official code, or one file.
@@ -94,5 +95,6 @@ def export(
         imports=imports,
         settings=settings,
         download=download,
+        sha256=sha256,
     )
     typer.echo(str(found))
