@@ -10,7 +10,20 @@ from hypothesis import strategies as st
 from pydantic import SerializeAsAny
 
 from tubelet import recipe
-from tubelet.config import Family, Settings, config_class, did_you_mean, differences, import_file, kinds, overlay, parse, read_yaml, to_yaml
+from tubelet.config import (
+    Family,
+    Settings,
+    at_default,
+    config_class,
+    did_you_mean,
+    differences,
+    import_file,
+    kinds,
+    overlay,
+    parse,
+    read_yaml,
+    to_yaml,
+)
 from tubelet.errors import ConfigError
 
 
@@ -181,3 +194,11 @@ def test_steps_replace_epochs_in_fine_tuning_too():
 
     train = finetune_recipe.load("finetune-tiny-cpu", ["steps=3"]).train
     assert (train.steps, train.epochs) == (3, None)
+
+
+def test_settings_at_their_defaults_are_named_with_their_sections():
+    assert at_default(Outer(name="x")) == {"inner", "inner.rate", "inner.many", "masking"}
+    tuned = parse(Outer, {"name": "x", "inner": {"rate": 2.0}, "masking": {"kind": "tube", "ratio": 0.5}})
+    found = at_default(tuned, "config.")
+    assert {"config.inner.many", "config.masking.kind"} <= found
+    assert not found & {"config.name", "config.inner", "config.inner.rate", "config.masking", "config.masking.ratio"}

@@ -257,6 +257,18 @@ def _deep_copy(value: Any) -> Any:
     return [_deep_copy(v) for v in value] if isinstance(value, list) else value
 
 
+def at_default(settings: BaseModel, prefix: str = "") -> set[str]:
+    """Dotted paths of all settings that hold their default, within sections too."""
+    found = set()
+    for name, field in type(settings).model_fields.items():
+        value, path = getattr(settings, name), f"{prefix}{name}"
+        if isinstance(value, BaseModel):
+            found |= at_default(value, path + ".")
+        if not field.is_required() and value == field.get_default(call_default_factory=True, validated_data={}):
+            found.add(path)
+    return found
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
     """(dotted path, old, new) of every leaf in which two nested mappings differ; a missing one is None."""
     out = []

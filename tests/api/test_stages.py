@@ -13,7 +13,7 @@ import tubelet
 from tubelet import recipe
 from tubelet.api import pretraining
 from tubelet.errors import CheckpointError, ConfigError
-from tubelet.train.checkpoint import read_tensors
+from tubelet.train.checkpoint import read_meta, read_tensors, write_tensors
 from tubelet.train.settings import WatchSettings
 
 RECIPE = """
@@ -111,6 +111,28 @@ def test_a_stop_at_the_first_stages_last_step_does_not_start_the_second(place, t
     with pytest.MonkeyPatch.context() as patch:
         stop(patch, "again", 6)
         assert go(place, out, resume=True).stopped_by is None
+
+
+def test_a_run_goes_on_that_is_older_than_a_setting(place, tmp_path):
+    """At the setting's default; at other values of it the run is another one."""
+    out = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        stop(patch, "pretrain", 2)
+        go(place, out)
+    (file,) = (out / "pretrain" / "checkpoints").glob("*.safetensors")
+    meta = read_meta(file)
+    for section, name in (("method", "class_token"), ("data", "frames"), ("train", "betas")):
+        del meta["config"][section][name]
+    write_tensors(file, read_tensors(file), meta)
+    with pytest.raises(CheckpointError, match=r"data\.frames: the checkpoint has nothing, this call 4") as caught:
+        go(place, out, resume=True)
+    assert "class_token" not in str(caught.value)
+    assert "betas" not in str(caught.value)
+    meta["config"]["data"]["frames"] = 4
+    write_tensors(file, read_tensors(file), meta)
+    assert go(place, out, resume=True).stopped_by is None
+    straight, pieces = (read_tensors(home / "again" / "model.safetensors") for home in (place / "straight", out))
+    assert all(torch.equal(straight[name], pieces[name]) for name in straight)
 
 
 @pytest.mark.parametrize(

@@ -133,3 +133,12 @@ def test_mismatches_are_explained_field_by_field():
         "config.data.fps: the checkpoint has nothing, this call 5",
         "data.items: the checkpoint has 570, this call 569",
     ]
+
+
+def test_a_setting_that_the_checkpoint_does_not_know_agrees_at_its_default():
+    old = {"config": {"train": {"lr": 1.0}, "init": None}}
+    new = {"config": {"train": {"lr": 1.0, "loops": 3}, "init": {"x": 1}, "watch": {"pictures": 4}}}
+    paths = ["config.train.loops", "config.train.lr", "config.init", "config.watch", "config.watch.pictures"]
+    told = "config.init: the checkpoint has nothing, this call {'x': 1}"  # it was null there, and is something else by default now
+    assert explain_mismatch(old, new, [], paths) == [told]
+    assert explain_mismatch(old, new, [], ["config.watch"]) == ["config.train.loops: the checkpoint has nothing, this call 3", told]

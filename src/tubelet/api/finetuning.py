@@ -20,7 +20,7 @@ from tubelet.api.classifiers import LoadedClassifier, Start, build_classifier, l
 from tubelet.api.features import _delivered, _picture_problems, save_confusion
 from tubelet.api.loading import Loaded
 from tubelet.api.pretraining import FREE_DATA
-from tubelet.config import import_file, overlay, parse, to_yaml
+from tubelet.config import at_default, import_file, overlay, parse, to_yaml
 from tubelet.core import Batch, Step, Trainable
 from tubelet.data.augment import Augment
 from tubelet.data.loader import VideoFeed
@@ -163,6 +163,7 @@ class _Job:
             s,
             self.out,
             identity=self._identity(),
+            usual=at_default(self.recipe),
             free=(*FREE_DATA, "views", "start.path", "start.hub", "start.clips", *self._free_grid(resume)),
             prepare=_Prepare(augment, plan, self.ranks.rank),
             hooks=looks,

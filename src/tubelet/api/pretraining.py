@@ -18,7 +18,7 @@ from tubelet.api._cost import cost_line, measured
 from tubelet.api._record import command_line, listed, reported, write_report
 from tubelet.api._supply import supply
 from tubelet.api.watching import make_hooks
-from tubelet.config import did_you_mean, import_file, to_yaml
+from tubelet.config import at_default, did_you_mean, import_file, to_yaml
 from tubelet.core import Frozen, Stage, Trainable
 from tubelet.data.augment import Augment
 from tubelet.data.loader import VideoFeed
@@ -157,6 +157,7 @@ def _train_stage(
             s.train,
             folder,
             identity=s.model_dump(mode="json", include={"method", "masking", "data", "train", "init", "watch"}),
+            usual=at_default(s),
             free=FREE_DATA,
             prepare=prepare,
             hooks=make_hooks(s, model, table, folder, say if speak else lambda text: None),

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -190,14 +190,26 @@ class Checkpoints:
         return None
 
 
-def explain_mismatch(saved: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[str]) -> list[str]:
-    """One line for each setting in which a checkpoint and the present call differ, but for the ``free`` ones."""
+def explain_mismatch(saved: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[str], usual: Collection[str] = ()) -> list[str]:
+    """One line for each setting in which a checkpoint and the present call differ, but for the ``free`` ones.
+
+    ``usual``: paths at which this call holds defaults. A checkpoint that does not know such a setting was written before there was one,
+    and a new setting's default is what was done before, so they agree.
+    """
     lines = []
     for path, old, new in differences(saved, now):
-        if any(path == f or path.startswith(f + ".") for f in free):
+        if any(path == f or path.startswith(f + ".") for f in free) or (path in usual and not _known(saved, path)):
             continue
         lines.append(f"{path}: the checkpoint has {_shown(old)}, this call {_shown(new)}")
     return lines
+
+
+def _known(saved: Any, path: str) -> bool:
+    for part in path.split("."):
+        if not isinstance(saved, Mapping) or part not in saved:
+            return False
+        saved = saved[part]
+    return True
 
 
 def _shown(value: Any) -> str:

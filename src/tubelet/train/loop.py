@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from tubelet.config import at_default
 from tubelet.core import Batch, Frozen, Losses, Trainable
 from tubelet.errors import CheckpointError, NonFiniteError
 from tubelet.nn.block import Block, CrossBlock
@@ -87,6 +88,7 @@ def fit(
     run_dir: Path,
     *,
     identity: Mapping[str, Any] | None = None,
+    usual: Collection[str] = (),
     free: Sequence[str] = (),
     prepare: Prepare | None = None,
     hooks: Sequence[Hook] = (),
@@ -99,7 +101,8 @@ def fit(
     """Train to the end of the plan, or until a signal asks to stop; either way the state is on disk when this returns.
 
     ``identity``: the resolved settings, kept in every checkpoint; on resume each difference is explained but for those under ``free``
-    (and ``FREE_ON_RESUME``). ``prepare``: device-side augmentation. ``hooks`` look at the run when ``watch`` says. ``yardstick``:
+    (and ``FREE_ON_RESUME``). ``usual``: the paths in it that hold defaults (``config.at_default``): those that an older checkpoint does not
+    know are no difference. ``prepare``: device-side augmentation. ``hooks`` look at the run when ``watch`` says. ``yardstick``:
     what utilisation is measured with. ``about``: what run.json says besides the loop's own figures. ``resume``: go on from the newest
     checkpoint of ``run_dir``.
 
@@ -111,7 +114,7 @@ def fit(
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)  # the run's own peak
         course = Course(trainable, len(feed), settings, device=device, ranks=ranks, prepare=prepare)
-        run = _Run(trainable, feed, settings, run_dir, identity or {}, free, course, signals, yardstick, quiet)
+        run = _Run(trainable, feed, settings, run_dir, identity or {}, usual, free, course, signals, yardstick, quiet)
         return run.go(resume, hooks, watch or WatchSettings(), about or {})
 
 
@@ -138,6 +141,7 @@ class _Run:
         settings: TrainSettings,
         run_dir: Path,
         identity: Mapping[str, Any],
+        usual: Collection[str],
         free: Sequence[str],
         course: Course,
         signals: Signals,
@@ -149,6 +153,7 @@ class _Run:
         self.signals, self.yardstick, self.free = signals, yardstick, (*FREE_ON_RESUME, *free)
         frozen = {n: {"path": m.path, "sha256": m.sha256} for n, m in trainable.named_modules() if isinstance(m, Frozen)}
         meta = {"frozen": frozen, "config": {"train": settings.model_dump(mode="json"), **identity}, "data": dict(feed.fingerprint())}
+        self.usual = {f"config.{path}" for path in (*usual, *at_default(settings, "train."))}
         self.meta: dict[str, Any] = json.loads(json.dumps(meta))  # as it will read back
         apply_switches(trainable, settings)
         self.stepper = Stepper(trainable, settings, course.rate, device=self.device)
@@ -263,7 +268,8 @@ class _Run:
         )
 
     def _compare(self, meta: Mapping[str, Any], path: Path) -> None:
-        lines = explain_mismatch({k: meta[k] for k in ("config", "data", "frozen")}, self.meta, [f"config.{f}" for f in self.free])
+        saved = {k: meta[k] for k in ("config", "data", "frozen")}
+        lines = explain_mismatch(saved, self.meta, [f"config.{f}" for f in self.free], self.usual)
         if not lines:
             return
         if any(line.startswith("data.") for line in lines):
