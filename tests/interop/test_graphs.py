@@ -164,8 +164,10 @@ def test_large_weights_lie_beside_an_onnx_file(tmp_path: Path, monkeypatch: pyte
     assert first[1].endswith(".data")
     assert first[1] in str(done)
     assert first[:1] == ["a.onnx"]
-    tubelet.export(run, tmp_path / "out" / "a.onnx", to="onnx", overwrite=True)
-    assert len(list((tmp_path / "out").iterdir())) == 3  # the older weights are left to whoever reads them
+    again = tubelet.export(run, tmp_path / "out" / "a.onnx", to="onnx", overwrite=True)
+    assert len(list((tmp_path / "out").iterdir())) == 3  # the older weights are left to whoever reads them, and named
+    assert f"no renamed graph reads it: {first[1]} (" in str(again)
+    assert "earlier exports" not in str(done)
     with torch.no_grad():
         assert torch.allclose(by_onnx(tmp_path / "out" / "a.onnx")(clips(2)), model.encoder(clips(2)).x, atol=1e-4)
 

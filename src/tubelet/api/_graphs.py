@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -111,7 +112,14 @@ def to_onnx(chosen: Chosen, out: Path) -> tuple[str, ...]:
         shutil.rmtree(place, ignore_errors=True)
     checked = "not run: the package onnxruntime is not installed" if off is None else _checked("ONNX Runtime", off)
     beside = (f"the weights are in {data}, which must stay beside it",) if data else ()
-    return (checked, *beside, *_reading(chosen))
+    return (checked, *beside, *_left(out, data), *_reading(chosen))
+
+
+def _left(out: Path, data: str | None) -> tuple[str, ...]:
+    """Weights of earlier graphs of this name: one that was renamed since may still read them, so they are not deleted."""
+    older = [p for p in out.absolute().parent.iterdir() if re.fullmatch(re.escape(out.name) + r"\.[0-9a-f]{8}\.data", p.name)]
+    names = ", ".join(sorted(f"{p.name} ({p.stat().st_size / 2**30:.2g} GiB)" for p in older if p.name != data))
+    return (f"left from earlier exports, to be deleted where no renamed graph reads it: {names}",) if names else ()
 
 
 def _checked(by: str, off: float) -> str:
