@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,9 @@ def theirs(folder: Path, layout: str, **changes: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("pooled", [True, False])
+@pytest.mark.parametrize(
+    ("layout", "pooled"), [("pretrain", False), ("classifier", True), ("classifier", False), ("encoder", True), ("encoder", False)]
+)
 def test_transformers_to_official_and_back_is_bitwise(tmp_path: Path, layout: str, pooled: bool) -> None:
     theirs(tmp_path / "in", layout, use_mean_pooling=pooled)
     tubelet.convert(tmp_path / "in", tmp_path / "x.pth")
@@ -252,6 +254,32 @@ def test_a_file_that_is_not_whole_is_refused(tmp_path: Path, name: str) -> None:
     save_file({n: v for n, v in state.items() if n != name}, tmp_path / "part.safetensors")
     with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
         tubelet.convert(tmp_path / "part.safetensors", tmp_path / "hf", settings=SAID)
+
+
+@pytest.mark.parametrize(
+    ("layout", "prefix", "gone"), [("pretrain", "encoder.norm.", "encoder.norm.weight"), ("classifier", "", "norm.weight")]
+)
+def test_a_file_without_any_norm_of_its_encoder_is_refused(tmp_path: Path, layout: Any, prefix: str, gone: str) -> None:
+    state = official(tmp_path / "x.pth", layout)
+    held = {n: v for n, v in state.items() if not n.startswith(("fc_norm.", "norm.", "head.") if layout == "classifier" else prefix)}
+    save_file(held, tmp_path / "part.safetensors")
+    with pytest.raises(CheckpointError, match=rf"2 missing \({re.escape(gone)}"):
+        tubelet.convert(tmp_path / "part.safetensors", tmp_path / "hf", settings=SAID)
+
+
+def test_a_folder_whose_settings_say_otherwise_of_the_norm_is_refused(tmp_path: Path) -> None:
+    theirs(tmp_path / "hf", "encoder")
+    said = json.loads((tmp_path / "hf" / "config.json").read_text())
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(said | {"use_mean_pooling": not said["use_mean_pooling"]}))
+    with pytest.raises(CheckpointError, match=r"layernorm\.weight"):
+        tubelet.convert(tmp_path / "hf", tmp_path / "o.pth")
+
+
+def test_a_decoder_on_an_encoder_without_norm_is_no_official_file(tmp_path: Path) -> None:
+    theirs(tmp_path / "hf", "pretrain", use_mean_pooling=True)
+    with pytest.raises(ConfigError, match=r"an official file cannot express a decoder .* without final norm"):
+        tubelet.convert(tmp_path / "hf", tmp_path / "o.pth")
+    assert not (tmp_path / "o.pth").exists()
 
 
 def test_heads_that_nobody_says_are_asked_for(tmp_path: Path, cli: Any) -> None:

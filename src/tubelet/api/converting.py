@@ -191,7 +191,10 @@ def _computed(whole: Whole) -> tuple[str, ...]:
 
 def _to_official(whole: Whole, out: Path, names: tuple[str, ...]) -> Converted:
     layout: official.Layout = "pretrain" if whole.layout == "pretrain" or (whole.layout == "encoder" and whole.norm) else "classifier"
-    if wrong := _unofficial(whole.config, decoder=whole.layout == "pretrain"):
+    wrong = _unofficial(whole.config, decoder=whole.layout == "pretrain")
+    if whole.layout == "pretrain" and not whole.norm:
+        wrong.append("a decoder on an encoder without final norm (use_mean_pooling: true)")
+    if wrong:
         raise ConfigError([f"an official file cannot express {line}" for line in wrong])
     named = _own(official.to_official(whole.state, layout))
     if whole.layout == "encoder" and layout == "classifier":

@@ -132,6 +132,11 @@ def layout_of(state: Mapping[str, Tensor], where: str | Path) -> tuple[dict[str,
     return (without_prefix(plain, "encoder.", where), "classifier") if tuned else (plain, "pretrain")
 
 
+def has_norm(state: Mapping[str, Tensor], layout: Layout) -> bool:
+    """Whether one must follow the encoder's blocks: in a fine-tuned file ``fc_norm``, after the pooling, may stand in its place."""
+    return layout == "pretrain" or "norm.weight" in state or "fc_norm.weight" not in state
+
+
 def mlp_ratio(hidden: int, dim: int) -> float:
     """The ratio r with int(dim * r) == hidden, as blocks count their MLP's width."""
     return hidden / dim if int(dim * (hidden / dim)) == hidden else (hidden + 0.5) / dim
@@ -218,7 +223,7 @@ def load_encoder(
     kernel, table = state[first + MARKER], state.get(f"{first}pos_embed") if config.position == "learned" else None
     stored = None if table is None else _stored(table, kernel, config, trained, where, frames=frames, size=size)
     encoder = build_for(config, kernel, stored, frames=frames, size=size, where=where)
-    if layout == "classifier" and "norm.weight" not in state and "fc_norm.weight" in state:
+    if not has_norm(state, layout):
         encoder = encoder.variant(norm=False)
     given, unused, unexpected = _sorted(state, layout, set(encoder.state_dict()))
     missing = tuple(official_name(f"encoder.{name}", layout) for name in encoder.state_dict() if name not in given)

@@ -35,19 +35,16 @@ _PARTS: dict[str, dict[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Whole:
-    """``state``: our names, those of a classifier as ``readout.head.*``. ``norm``: whether one follows the encoder's blocks. ``dropped``:
-    of the file, what is no part of such a model. ``notes``: what was taken for granted."""
+    """``state``: our names, those of a classifier as ``readout.head.*``. ``norm``: whether one must follow the encoder's blocks.
+    ``dropped``: of the file, what is no part of such a model. ``notes``: what was taken for granted."""
 
     layout: theirs.Layout
     what: str
     state: Mapping[str, Tensor]
     config: Config
+    norm: bool
     dropped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-
-    @property
-    def norm(self) -> bool:
-        return "encoder.trunk.norm.weight" in self.state
 
     @property
     def channels(self) -> int:
@@ -95,9 +92,8 @@ def of_official(
     guessed += [f"{config.decoder_shape[2]} in the decoder"] if whole == "pretrain" and "decoder.heads" not in asked else []
     if guessed and config.attention != "cosine":
         notes.append(f"attention heads by the width, which the file does not say: {', '.join(guessed)}")
-    found = Whole(
-        whole, videomae.LAYOUTS[layout] if whole != "encoder" else "official VideoMAE encoder", named, config, dropped, tuple(notes)
-    )
+    what = videomae.LAYOUTS[layout] if whole != "encoder" else "official VideoMAE encoder"
+    found = Whole(whole, what, named, config, videomae.has_norm(plain, layout), dropped, tuple(notes))
     _check(found, where, lambda name: (videomae.official_name(name, layout),), frames=frames, size=size)
     return found
 
@@ -111,7 +107,7 @@ def of_transformers(state: Mapping[str, Tensor], where: str | Path, *, described
         named = theirs.from_transformers({name: value for name, value in plain.items() if name not in dropped}, layout)
     except CheckpointError as error:
         raise CheckpointError(f"{where}: {error}") from None
-    found = Whole(layout, f"transformers' {theirs.LAYOUTS[layout]}", named, described.method(settings), dropped)
+    found = Whole(layout, f"transformers' {theirs.LAYOUTS[layout]}", named, described.method(settings), described.norm, dropped)
     _check(found, where, lambda name: theirs.their_names(name, layout, stored=True), frames=described.frames, size=described.size)
     return found
 
