@@ -107,12 +107,15 @@ def labelled(study: Study, name: str) -> list[str]:
 def short(study: Study) -> list[str]:
     """Maskings, ratios and decoder depths at a shorter pre-training."""
     table = Table(study)
-    head = ["pre-training", "loss", *PROTOCOLS]
+    gains = ("random", "tube-75")
+    head = ["pre-training", "loss", *PROTOCOLS, "*linear, mean: gain over random weights*", "*over tube-75*"]
     body = []
     for kind in SHORT:
         runs = [r for e in study.entries if e.name.startswith(f"short/{kind}/") and (r := study.result(e.name)) is not None]
         loss = f"{np.mean([r['loss'] for r in runs]):.3f}" if runs else "not run"
-        body.append([kind, loss, *(table.cell(f"frozen/jhmdb/{kind}", p) for p in PROTOCOLS)])
+        scores = (table.cell(f"frozen/jhmdb/{kind}", p) for p in PROTOCOLS)
+        more = (table.gap(f"frozen/jhmdb/{kind}", f"frozen/jhmdb/{of}", "linear, mean") if kind != of else "" for of in gains)
+        body.append([kind, loss, *scores, *more])
     return ["### Mask ratio, kind of mask, depth of the decoder", "", *rows([head, *body])]
 
 
