@@ -21,20 +21,26 @@ def shaken(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+class StopAfter:
+    """A hook that sends SIGTERM once a run has done a step."""
+
+    name = "stop"
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def look(self, trainable, at, ranks):
+        if at.index == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+
 def stop_tuning_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """SIGTERM once a fine-tuning run has done a step."""
     fit = finetuning.fit
 
-    class Stop:
-        name = "stop"
-
-        def look(self, trainable, at, ranks):
-            if at.index == step:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return {}
-
     def stopping(model, feed, train, folder, **more):
         watch = more.pop("watch").model_copy(update={"every_samples": train.batch})
-        return fit(model, feed, train, folder, **(more | {"hooks": [*more["hooks"], Stop()], "watch": watch}))
+        return fit(model, feed, train, folder, **(more | {"hooks": [*more["hooks"], StopAfter(step)], "watch": watch}))
 
     monkeypatch.setattr(finetuning, "fit", stopping)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 import tubelet
+from helpers import StopAfter
 from tubelet import recipe
 from tubelet.api import pretraining
 from tubelet.errors import CheckpointError, ConfigError
@@ -51,18 +50,10 @@ def go(place: Path, out: Path, *settings: str, resume: bool = False):
 def stop(monkeypatch: pytest.MonkeyPatch, stage: str, step: int) -> None:
     """SIGTERM once a stage has done a step."""
 
-    class Stop:
-        name = "stop"
-
-        def look(self, trainable, at, ranks):
-            if at.index == step:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return {}
-
     fit = pretraining.fit
 
     def stopping(model, feed, train, folder, **more):
-        more |= {"hooks": [Stop()] if folder.name == stage else [], "watch": WatchSettings(every_samples=1)}
+        more |= {"hooks": [StopAfter(step)] if folder.name == stage else [], "watch": WatchSettings(every_samples=1)}
         return fit(model, feed, train, folder, **more)
 
     monkeypatch.setattr(pretraining, "fit", stopping)
